@@ -1,0 +1,41 @@
+# Each of `make quickstart` and `make test` does all its set-up in .venv; a second call installs nothing.
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: quickstart test slow check wheel bench clean
+.DELETE_ON_ERROR:
+
+quickstart: .venv/ready  ## the whole idea in minutes: pretrain, continue, compare, report
+	$(BIN)/lit-cpt quickstart $(ARGS)
+
+test: .venv/ready  ## the fast tests
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+slow: .venv/ready  ## the proofs that take longer
+	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+check: .venv/ready  ## style, types, examples in docstrings
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --doctest-modules lit_cpt
+
+wheel: .venv/ready
+	rm -rf dist build && $(BIN)/python -m build --wheel --outdir dist .
+
+bench: .venv/ready  ## every benchmark in its quick form
+	for file in benchmarks/*.py; do $(BIN)/python $$file --quick || exit 1; done
+
+.venv/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "lit_cpt needs Python 3.10 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv .venv || { \
+	  echo "python's venv module is missing (on Debian and Ubuntu: apt-get install python3-venv)."; exit 1; }
+	@echo "installing lit_cpt and what it needs into .venv (a few minutes, several GB with torch) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]" || { \
+	  echo "The installation failed; the lines above say why. Usual causes: no connection to a package index (set"; \
+	  echo "PIP_INDEX_URL to a mirror), or less than 10 GB of free disk. Then run the same command again."; exit 1; }
+	@touch .venv/ready
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

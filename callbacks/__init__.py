@@ -1,0 +1,23 @@
+"""Lightning callbacks; each answers one question and works alone. Importing one imports no other."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if __name__ != "lit_cpt.callbacks":
+    raise ImportError(f"imported as {__name__!r}: run `pip install -e .`, then import `lit_cpt.callbacks`.")
+
+if TYPE_CHECKING:
+    from lit_cpt.callbacks.graceful_stop import GracefulStopCallback
+    from lit_cpt.callbacks.phase_switch import PhaseSwitchCallback
+
+HOMES = {"GracefulStopCallback": "graceful_stop", "PhaseSwitchCallback": "phase_switch"}
+__all__ = ["GracefulStopCallback", "PhaseSwitchCallback"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a callback when it is first asked for."""
+    if name not in HOMES:
+        raise AttributeError(f"lit_cpt.callbacks has no {name!r}; it has {', '.join(HOMES)}.")
+    return getattr(importlib.import_module(f"lit_cpt.callbacks.{HOMES[name]}"), name)

@@ -1,0 +1,1 @@
+"""Ready configs, found by name: ``--config base --config recipes/paper``."""

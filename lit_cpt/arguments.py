@@ -1,0 +1,53 @@
+"""Argument parsing that answers a mistake with the key, what is wrong, and the nearest right one. Torch-free."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+
+def command_parser(command: str, description: str) -> ArgumentParser:
+    """A parser that raises its errors instead of ending the process."""
+    return ArgumentParser(prog=f"lit-cpt {command}", description=description.strip(), exit_on_error=False)
+
+
+def parse(parser: ArgumentParser, arguments: list[str], build: bool = False) -> dict[str, Any]:
+    """Parsed arguments by name.
+
+    Args:
+        parser: What is accepted.
+        arguments: The command's, without its name.
+        build: Make the objects that configs describe.
+
+    Raises:
+        ValueError: Something is not accepted; the message names the key and the cure.
+    """
+    try:
+        settings = parser.parse_args(arguments)
+        return dict(vars(parser.instantiate_classes(settings) if build else settings))
+    except (ArgumentError, argparse.ArgumentError) as error:
+        raise ValueError(advised(str(error), known_keys(parser), parser.prog)) from None
+
+
+def known_keys(parser: ArgumentParser) -> list[str]:
+    """Every key that ``parser`` accepts."""
+    return [action.dest for action in parser._actions if action.dest != argparse.SUPPRESS]
+
+
+def advised(message: str, known: list[str], command: str) -> str:
+    """A parser's message with the nearest known keys and where to read more.
+
+    >>> advised("unrecognized arguments: --data.sorces x", ["data.sources"], "lit-cpt fit")
+    'unrecognized arguments: --data.sorces x. Did you mean data.sources? `lit-cpt fit --help` lists what is accepted.'
+    """
+    message = " ".join(message.split()).rstrip(".")
+    near: dict[str, None] = {}
+    for word in re.findall(r"[A-Za-z_][\w.]*", message):
+        if word not in known:
+            near.update(dict.fromkeys(difflib.get_close_matches(word, known, n=1, cutoff=0.8)))
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    return f"{message}.{hint} `{command} --help` lists what is accepted."

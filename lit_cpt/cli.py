@@ -1,0 +1,118 @@
+"""The `lit-cpt` command: finds the command asked for, runs it, and turns mistakes into one clear message.
+
+Nothing heavy is imported here: `lit-cpt --help` and `lit-cpt plan` start without torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+COMMANDS = {
+    "quickstart": ("the whole idea in minutes, offline, on a CPU", "lit_cpt.commands:quickstart_command"),
+    "prepare": ("raw text to tokens, one folder per source", "lit_cpt.commands:prepare_command"),
+    "plan": ("what a run will do, before it does it", "lit_cpt.commands:plan_command"),
+    "fit": ("train by a recipe; --ckpt_path last resumes", "lit_cpt.training:training_command"),
+    "validate": ("loss of a model on each source", "lit_cpt.training:training_command"),
+    "report": ("one page for one run or several", "lit_cpt.commands:report_command"),
+}
+USAGE = """usage: lit-cpt COMMAND [OPTIONS]
+
+Continued pretraining of language models, by the recipe of arXiv 2407.07263.
+
+{commands}
+
+lit-cpt COMMAND --help tells a command's options; --debug (before COMMAND) shows the traceback of an error.
+Exit status: 0 done, 2 the input is wrong, 1 anything else.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `lit-cpt`.
+
+    Args:
+        argv: Arguments after the program's name; the process's own where not given.
+
+    Returns:
+        Exit status: 0 done, 2 the user's input is wrong, 1 anything else.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments[:1]
+    arguments = arguments[debug:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(importlib.import_module("lit_cpt").__version__)
+        return 0
+    if arguments[0] not in COMMANDS:
+        print(f"lit-cpt: {arguments[0]!r} is no command; the commands are {', '.join(COMMANDS)}.", file=sys.stderr)
+        return 2
+    return run(arguments, debug)
+
+
+def usage() -> str:
+    """The text of `lit-cpt --help`."""
+    return USAGE.format(commands="\n".join(f"  {name:<11} {purpose}" for name, (purpose, _) in COMMANDS.items()))
+
+
+def run(arguments: list[str], debug: bool) -> int:
+    """Run one command; ``arguments`` begins with its name."""
+    module, function = COMMANDS[arguments[0]][1].split(":")
+    try:
+        getattr(importlib.import_module(module), function)(arguments)
+    except SystemExit as stop:  # argparse's way to end --help (0) and a usage error (2)
+        return stop.code if isinstance(stop.code, int) else 1
+    except KeyboardInterrupt:
+        print(f"\nlit-cpt {arguments[0]}: stopped.", file=sys.stderr)
+        return 1
+    except BaseException as error:
+        if debug:
+            traceback.print_exc()
+        return explain(error, arguments[0])
+    return 0
+
+
+def explain(error: BaseException, command: str) -> int:
+    """Print what went wrong, as a person needs it, and return the exit status."""
+    if type(error).__name__ == "Stopped":  # graceful_stop.Stopped; its module would import Lightning
+        print(f"\nlit-cpt {command}: {error}", file=sys.stderr)
+        return 1
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        print(f"lit-cpt {command}: the disk is full ({error}). Free some space and run the same command again.",
+              file=sys.stderr)
+        return 1
+    if is_users(error):
+        print(f"lit-cpt {command}: {error}", file=sys.stderr)
+        return 2
+    traceback.print_exception(error)
+    print(f"lit-cpt {command}: this is not a known mistake of input; the traceback above tells where it arose.",
+          file=sys.stderr)
+    return 1
+
+
+def is_users(error: BaseException) -> bool:
+    """Whether lit_cpt itself refused a value: its own ``raise`` of a built-in error, not one from a library."""
+    if type(error).__name__ == "ArgumentError":
+        return True
+    if not isinstance(error, (ValueError, FileNotFoundError, FileExistsError, PermissionError)):
+        return False
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return Path(last.filename).resolve().parent in own_folders() or not isinstance(error, ValueError)
+
+
+def own_folders() -> set[Path]:
+    """Folders that hold lit_cpt's code."""
+    top = Path(__file__).resolve().parent
+    return {top, *(path.resolve() for path in top.iterdir() if path.is_dir())}
+
+
+def print_json(value: Any) -> None:
+    """``value`` for another program to read."""
+    print(json.dumps(value, indent=1))

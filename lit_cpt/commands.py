@@ -1,0 +1,101 @@
+"""The commands that are no training: prepare, plan, report, quickstart. Each imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lit_cpt.arguments import command_parser, parse
+from lit_cpt.cli import print_json
+from lit_cpt.recipe import Batch, Recipe
+from lit_cpt.settings import expand_configs, merge_configs
+
+# What `plan` reads of a run's `data`: the data module's own defaults hold for the rest.
+PLANNED_DATA = {"sources": dict[str, str], "sequence_length": int, "global_batch": int, "seed": int}
+
+
+def prepare_command(arguments: list[str]) -> None:
+    """`lit-cpt prepare`."""
+    from lit_cpt.prepare import prepare
+
+    parser = command_parser("prepare", (prepare.__doc__ or "").split("Args:")[0])
+    parser.add_argument("--input", nargs="+", type=str, required=True,
+                        help="Files, folders (read recursively) and globs, e.g. 'data/*.jsonl.gz'.")
+    parser.add_function_arguments(prepare, as_group=False, skip={"input"})
+    prepare(**parse(parser, arguments[1:]))
+
+
+def plan_command(arguments: list[str]) -> None:
+    """`lit-cpt plan`: takes the arguments of `fit`, and ignores those that move no token."""
+    from lit_cpt.plan import blocks_of, plan, render
+
+    parser = command_parser("plan", "What a run will do: the switch, tokens and epochs of each source in each phase.")
+    parser.add_argument("--config", action="config", metavar="FILE|NAME", help="A config of the run, as for fit; "
+                        "repeat it for each.")
+    parser.add_argument("--json", action="store_true", help="Print the plan as JSON.")
+    parser.add_argument("--plot", type=str, metavar="FILE.png", help="Draw learning rate and blend against tokens.")
+    parser.add_class_arguments(Recipe, "recipe")
+    for name, kind in PLANNED_DATA.items():
+        parser.add_argument(f"--data.{name}", type=kind, help=f"As for fit: {name.replace('_', ' ')}.")
+    given = parse(parser, planned_arguments(arguments[1:]), build=True)
+    data = {name: value for name, value in vars(given["data"]).items() if value is not None}
+    batch = Batch(data.get("sequence_length", 2048), data.get("global_batch", 64))
+    blocks = {name: blocks_of(folder, batch.sequence_length) for name, folder in data.get("sources", {}).items()}
+    result = plan(given["recipe"], batch, blocks, data.get("seed", 42))
+    if given["plot"]:
+        from lit_cpt.report import plot_plan
+
+        plot_plan(result.describe(), given["plot"])
+    if given["json"]:
+        print_json(result.describe())
+    else:
+        print(render(result))
+
+
+def planned_arguments(arguments: list[str]) -> list[str]:
+    """Arguments of `fit` cut down to what a plan reads: configs merged into one, other keys dropped."""
+    configs: list[str] = []
+    kept: list[str] = []
+    drop = False
+    for argument in expand_configs(arguments):
+        key = argument.split("=")[0]
+        if kept and kept[-1] in ("--config", "-c"):
+            kept.pop()
+            configs.append(argument)
+        elif key == "--config" and "=" in argument:
+            configs.append(argument.partition("=")[2])
+        elif key.startswith(("--model.", "--trainer.", "--run", "--ckpt_path")) or (
+                key.startswith("--data.") and key.split(".")[1] not in PLANNED_DATA):
+            drop = "=" not in argument
+        elif drop and not argument.startswith("--"):
+            drop = False
+        else:
+            kept.append(argument)
+    config = merge_configs(configs)
+    if configs and "recipe" not in config:
+        raise ValueError("these configs hold no recipe: add one, such as --config recipes/paper.")
+    data = {key: value for key, value in (config.get("data") or {}).items() if key in PLANNED_DATA}
+    return ["--config", json.dumps({"recipe": config["recipe"], "data": data}), *kept] if configs else kept
+
+
+def report_command(arguments: list[str]) -> None:
+    """`lit-cpt report`."""
+    from lit_cpt.report import write_report
+
+    parser = command_parser("report", "One self-contained page for a run, or a comparison of several.")
+    parser.add_argument("runs", nargs="+", type=str, metavar="RUN_DIR", help="Folders that fit wrote.")
+    parser.add_argument("--output", type=str, default="report.html", help="The page; pictures go beside it.")
+    parser.add_argument("--control", type=str, help="Name of the run that the others are compared with.")
+    parser.add_argument("--title", type=str, default="Continued pretraining", help="Headline of the page.")
+    given = parse(parser, arguments[1:])
+    runs = {Path(run).resolve().name: Path(run) for run in given["runs"]}
+    print(write_report(runs, Path(given["output"]), given["title"], given["control"]))
+
+
+def quickstart_command(arguments: list[str]) -> None:
+    """`lit-cpt quickstart`."""
+    from lit_cpt.quickstart import quickstart
+
+    parser = command_parser("quickstart", (quickstart.__doc__ or "").split("Args:")[0])
+    parser.add_function_arguments(quickstart, as_group=False)
+    quickstart(**parse(parser, arguments[1:]))

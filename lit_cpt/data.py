@@ -1,0 +1,143 @@
+"""The LightningDataModule: prepared sources by name, the blended stream, one validation set per source."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from litdata.utilities.env import _DistributedEnv
+from torch.utils.data import DataLoader, IterableDataset
+
+from lit_cpt.prepare import tokenizer_fingerprint
+from lit_cpt.recipe import Batch, Recipe
+from lit_cpt.stream import BlendedDataLoader, BlendedStreamingDataset, check_tokenizers, collate, open_source
+
+log = logging.getLogger(__name__)
+
+# A tokenizer lies beside the weights if one of these does.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+class BlendDataModule(pl.LightningDataModule):
+    """Blended training data and per-source validation data for `ContinuedPretraining`.
+
+    It derives what must agree with the batch: the Trainer's accumulation and its number of steps.
+
+    Args:
+        recipe: Phases and horizon.
+        sources: Source name to the folder that ``lit-cpt prepare`` wrote.
+        sequence_length: Tokens trained in a sequence.
+        global_batch: Sequences in an optimizer step, all ranks together.
+        micro_batch: Sequences that one rank runs at once; accumulation follows from it.
+        workers: Loader processes per rank; 0 reads in the training process.
+        seed: Seed of the order of samples.
+        window: Chunks of a source whose blocks are shuffled together.
+        validation_blocks: Blocks per source in a validation, at most; 0 turns validation off.
+
+    Raises:
+        ValueError: A phase names a source that is not here, or a source cannot be used.
+    """
+
+    def __init__(self, recipe: Recipe, sources: dict[str, str], sequence_length: int = 2048, global_batch: int = 64,
+                 micro_batch: int = 1, workers: int = 2, seed: int = 42, window: int = 8,
+                 validation_blocks: int = 256) -> None:
+        super().__init__()
+        self.recipe, self.sources = recipe, dict(sources)
+        self.batch = Batch(sequence_length, global_batch, micro_batch)
+        self.workers, self.seed, self.window = workers, seed, window
+        self.validation_blocks = validation_blocks
+        check_named(recipe, self.sources)
+        recipe.start_steps(self.batch.tokens_per_step)
+
+    @property
+    def used(self) -> dict[str, str]:
+        """Folders of the sources that some phase names."""
+        return {name: self.sources[name] for name in self.recipe.sources}
+
+    @property
+    def validation_names(self) -> list[str]:
+        """Sources with a validation split, sorted, used by a phase or not."""
+        if not self.validation_blocks:
+            return []
+        return [name for name, folder in sorted(self.sources.items()) if (Path(folder) / "validation").is_dir()]
+
+    def setup(self, stage: str) -> None:
+        """Check the sources against the model; fix accumulation and number of steps.
+
+        Raises:
+            ValueError: Another tokenizer, or a batch that does not divide among the ranks.
+        """
+        check_tokenizers(self.sources, *self.model_fingerprint())
+        if stage != "fit" or self.trainer is None:
+            return
+        accumulation = self.batch.accumulation(self.trainer.world_size)
+        if self.trainer.accumulate_grad_batches not in (1, accumulation):
+            raise ValueError(f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches}, but "
+                             f"global_batch and micro_batch make it {accumulation}: leave it out.")
+        self.trainer.accumulate_grad_batches = accumulation
+        loop, steps = self.trainer.fit_loop.epoch_loop, self.recipe.steps(self.batch.tokens_per_step)
+        loop.max_steps = steps if loop.max_steps == -1 else min(loop.max_steps, steps)
+
+    def model_fingerprint(self) -> tuple[str | None, str]:
+        """Fingerprint of the tokenizer that lies beside the model, and whose it is; None where there is none."""
+        module = getattr(self.trainer, "lightning_module", None)
+        folder = getattr(module, "pretrained", None) or getattr(module, "architecture", None)
+        if not isinstance(folder, str):
+            return None, ""
+        if Path(folder).is_dir() and not any((Path(folder) / name).exists() for name in TOKENIZER_FILES):
+            return None, ""
+        from transformers import AutoTokenizer
+
+        return tokenizer_fingerprint(AutoTokenizer.from_pretrained(folder)), f"the model ({folder})"
+
+    def train_dataloader(self) -> BlendedDataLoader:
+        """The blended stream."""
+        assert self.trainer is not None
+        datasets = {name: open_source(folder, self.batch.sequence_length) for name, folder in self.used.items()}
+        dataset = BlendedStreamingDataset(datasets, self.recipe.phases[0].blend.weights, self.seed, self.window)
+        total = self.recipe.steps(self.batch.tokens_per_step) * self.batch.accumulation(self.trainer.world_size)
+        return BlendedDataLoader(dataset, self.batch.micro_batch, total, num_workers=self.workers, collate_fn=collate,
+                                 pin_memory=torch.cuda.is_available())
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader for each name in `validation_names`."""
+        sets = [ValidationBlocks(self.sources[name], self.batch.sequence_length, self.validation_blocks)
+                for name in self.validation_names]
+        return [DataLoader(blocks, batch_size=self.batch.micro_batch, collate_fn=collate) for blocks in sets]
+
+
+class ValidationBlocks(IterableDataset[Any]):
+    """The first blocks of a source's validation split, dealt out to the ranks; the same ones each time.
+
+    Args:
+        folder: The prepared source.
+        sequence_length: Tokens predicted in a block.
+        count: Blocks, at most, all ranks together.
+    """
+
+    def __init__(self, folder: str, sequence_length: int, count: int) -> None:
+        self.folder, self.sequence_length, self.count = folder, sequence_length, count
+
+    def __iter__(self) -> Iterator[Any]:
+        """This rank's blocks. A split shorter than one block has none."""
+        from litdata import StreamingDataset, TokensLoader
+
+        loader = TokensLoader(block_size=self.sequence_length + 1)
+        dataset = StreamingDataset(str(Path(self.folder) / "validation"), item_loader=loader)
+        environment = _DistributedEnv.detect()
+        for index in range(environment.global_rank or 0, min(self.count, len(dataset)), environment.world_size or 1):
+            yield dataset[index]
+
+
+def check_named(recipe: Recipe, sources: Mapping[str, str]) -> None:
+    """Refuse phases that name sources which have no folder."""
+    for phase in recipe.phases:
+        missing = [name for name in phase.blend.weights if name not in sources]
+        if missing:
+            known = ", ".join(map(repr, sources)) or "none"
+            raise ValueError(f"phase {phase.name!r} draws on {missing[0]!r}, but data.sources has {known}. "
+                             f"Add data.sources.{missing[0]}: FOLDER, or take it out of the blend.")

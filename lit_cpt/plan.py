@@ -1,0 +1,209 @@
+"""What a run will do, before it does it: exact switches, tokens and epochs per source and phase. Torch-free."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+from lit_cpt.blends import BlendHistory
+from lit_cpt.manifest import Manifest
+from lit_cpt.recipe import PAPER_TRIGGERS, Batch, Phase, Recipe, Trigger
+from lit_cpt.units import format_count
+
+CURVE_POINTS = 201
+MANY_EPOCHS = 4.0  # repeats beyond four are worth ever less: Muennighoff et al., arXiv 2305.16264
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A point of the run in every unit.
+
+    Args:
+        step: Optimizer steps made.
+        tokens: Tokens seen.
+        fraction: Share of the horizon.
+        eta: Learning rate of the next step.
+    """
+
+    step: int
+    tokens: int
+    fraction: float
+    eta: float
+
+
+@dataclass(frozen=True)
+class Portion:
+    """What one source gives to one phase.
+
+    Args:
+        name: The source.
+        weight: Its share of the blend.
+        samples: Sequences drawn from it: exact, not an expectation.
+        tokens: Tokens trained on it.
+        epochs: Passes over its blocks; None where its size is not known.
+    """
+
+    name: str
+    weight: float
+    samples: int
+    tokens: int
+    epochs: float | None
+
+
+@dataclass(frozen=True)
+class PhasePlan:
+    """One phase: from where to where, and on what."""
+
+    name: str
+    when: str | None
+    start: Moment
+    stop: Moment
+    tokens: int
+    sources: list[Portion]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole run.
+
+    Args:
+        token_horizon: Tokens of the recipe.
+        steps: Optimizer steps.
+        tokens_per_step: Tokens that one step trains.
+        curve: (tokens, eta) points for drawing.
+        phases: In order.
+        sources: Totals over all phases.
+        other_triggers: Where the paper's two statements of the switch would fall on this curve.
+    """
+
+    token_horizon: int
+    steps: int
+    tokens_per_step: int
+    curve: list[tuple[int, float]]
+    phases: list[PhasePlan]
+    sources: list[Portion]
+    other_triggers: list[tuple[str, Moment]]
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values, for ``plan.json``."""
+        return asdict(self)
+
+
+def blocks_of(folder: str | Path, sequence_length: int) -> int:
+    """Blocks of ``sequence_length + 1`` tokens in a prepared source; each chunk's remainder is not used.
+
+    Raises:
+        FileNotFoundError: ``folder`` is no prepared source.
+    """
+    Manifest.load(folder)
+    index = json.loads((Path(folder) / "index.json").read_text(encoding="utf-8"))
+    return sum(int(chunk["dim"]) // (sequence_length + 1) for chunk in index["chunks"])
+
+
+def plan(recipe: Recipe, batch: Batch, blocks: Mapping[str, int] | None = None, seed: int = 42) -> Plan:
+    """Work out a run.
+
+    Args:
+        recipe: What to train.
+        batch: Geometry of a step.
+        blocks: Blocks in each source (`blocks_of`), where they are known.
+        seed: Seed of the stream; it decides which samples come from which source, within a few.
+
+    Raises:
+        ValueError: A phase would have no step of its own.
+    """
+    starts = recipe.start_steps(batch.tokens_per_step)
+    steps = recipe.steps(batch.tokens_per_step)
+    history = BlendHistory(recipe.sources, recipe.phases[0].blend.weights, seed)
+    history.plan(0, [(start * batch.global_batch, phase.blend.weights)
+                     for start, phase in zip(starts, recipe.phases, strict=True)])
+    counts = [history.counts(step * batch.global_batch) for step in [*starts, steps]]
+
+    def portions(weights: Mapping[str, float], drawn: Any) -> list[Portion]:
+        return [portion(name, weights.get(name, 0.0), int(samples), batch, (blocks or {}).get(name))
+                for name, samples in zip(recipe.sources, drawn, strict=True) if samples or weights.get(name)]
+
+    phases = [
+        PhasePlan(phase.name, str(phase.when) if phase.when else None, moment(recipe, start, batch),
+                  moment(recipe, stop, batch), (stop - start) * batch.tokens_per_step,
+                  portions(phase.blend.weights, after - before))
+        for phase, start, stop, before, after
+        in zip(recipe.phases, starts, [*starts[1:], steps], counts, counts[1:], strict=False)
+    ]
+    total = dict(zip(recipe.sources, (counts[-1] / counts[-1].sum()).tolist(), strict=True))
+    points = [round(recipe.horizon * index / (CURVE_POINTS - 1)) for index in range(CURVE_POINTS)]
+    return Plan(recipe.horizon, steps, batch.tokens_per_step, [(tokens, recipe.eta_at(tokens)) for tokens in points],
+                phases, portions(total, counts[-1]), paper_switches(recipe, batch))
+
+
+def portion(name: str, weight: float, samples: int, batch: Batch, blocks: int | None) -> Portion:
+    """One source's part, with epochs where its size is known."""
+    return Portion(name, weight, samples, samples * batch.sequence_length, samples / blocks if blocks else None)
+
+
+def moment(recipe: Recipe, step: int, batch: Batch) -> Moment:
+    """Step ``step`` in every unit; the horizon's end for the last."""
+    tokens = min(step * batch.tokens_per_step, recipe.horizon)
+    return Moment(step, tokens, tokens / recipe.horizon, recipe.eta_at(tokens))
+
+
+def paper_switches(recipe: Recipe, batch: Batch) -> list[tuple[str, Moment]]:
+    """Where a switch would fall by each of the paper's two statements, if it falls inside the horizon."""
+    found = []
+    for trigger in PAPER_TRIGGERS:
+        try:
+            step = recipe.first_step(Phase("paper", recipe.phases[0].blend, trigger), batch.tokens_per_step)
+        except ValueError:  # the curve never falls that far
+            continue
+        if step < recipe.steps(batch.tokens_per_step):
+            found.append((described(trigger), moment(recipe, step, batch)))
+    return found
+
+
+def described(trigger: Trigger) -> str:
+    """A trigger in words, such as ``LR = eta_max/5``."""
+    if trigger.kind == "eta_over_eta_max":
+        return f"LR = eta_max/{1 / trigger.value:g}"
+    return f"{trigger.kind} = {format_count(trigger.value)}"
+
+
+def render(result: Plan) -> str:
+    """The plan as text for a terminal."""
+    phases = [[phase.name, phase.when or "start", f"{phase.start.step:,}", format_count(phase.start.tokens),
+               f"{phase.start.fraction:.2%}", f"{phase.start.eta:.4g}", format_count(phase.tokens)]
+              for phase in result.phases]
+    rows = [[phase.name, source.name, f"{source.weight:.4g}", format_count(source.tokens), epochs_text(source)]
+            for phase in result.phases for source in phase.sources]
+    rows += [["all", source.name, f"{source.weight:.4g}", format_count(source.tokens), epochs_text(source)]
+             for source in result.sources] if len(result.phases) > 1 else []
+    others = [f"  {name:<20} step {at.step:,}, {format_count(at.tokens)} tokens ({at.fraction:.2%}), LR {at.eta:.4g}"
+              for name, at in result.other_triggers]
+    return "\n".join([
+        f"{format_count(result.token_horizon)} tokens in {result.steps:,} steps of "
+        f"{format_count(result.tokens_per_step)} tokens; LR {result.curve[0][1]:.4g} to {result.curve[-1][1]:.4g}", "",
+        tabulate(phases, ["phase", "begins when", "step", "tokens", "horizon", "LR", "trains"], disable_numparse=True,
+                 colalign=("left", "left", *["right"] * 5)), "",
+        tabulate(rows, ["phase", "source", "weight", "tokens", "epochs"], disable_numparse=True,
+                 colalign=("left", "left", *["right"] * 3)),
+        *(["", "the paper states its switch twice; on this curve:", *others] if others else []),
+        *warnings(result),
+    ])
+
+
+def epochs_text(source: Portion) -> str:
+    """Epochs with a mark where they are many."""
+    if source.epochs is None:
+        return "?"
+    return f"{source.epochs:.2f}{' !' if source.epochs > MANY_EPOCHS else ''}"
+
+
+def warnings(result: Plan) -> list[str]:
+    """What a user should think about before starting."""
+    often = [source for source in result.sources if source.epochs and source.epochs > MANY_EPOCHS]
+    return ["", *(f"! {source.name} is seen {source.epochs:.1f} times; repeats beyond {MANY_EPOCHS:g} are worth little "
+                  "(arXiv 2305.16264)" for source in often)] if often else []

@@ -1,0 +1,59 @@
+"""Raw text to a source of litdata token chunks with a manifest: `lit-cpt prepare`."""
+
+from typing import Literal
+
+from lit_cpt.manifest import Manifest
+from lit_cpt.prepare.run import prepare_source
+from lit_cpt.prepare.settings import PrepareSettings
+from lit_cpt.prepare.tokens import tokenizer_fingerprint
+
+__all__ = ["PrepareSettings", "prepare", "prepare_source", "tokenizer_fingerprint"]
+
+
+def prepare(
+    input: list[str],
+    tokenizer: str,
+    output: str,
+    text_key: str = "text",
+    text_template: str | None = None,
+    format: Literal["auto", "jsonl", "parquet", "txt"] = "auto",
+    txt_document: Literal["file", "line"] = "file",
+    validation: float = 0.005,
+    bos: bool = False,
+    on_error: Literal["fail", "skip"] = "fail",
+    workers: int | None = None,
+    overwrite: bool = False,
+) -> Manifest:
+    """Tokenise text into a source that training reads: litdata chunks and a manifest.
+
+    Reads jsonl, parquet and txt, plain or .gz or .zst. Every document ends with the tokenizer's EOS
+    token. A second run continues a stopped one and does nothing for a finished one; the result is the
+    same for any number of workers.
+
+    Args:
+        input: Files, folders (read recursively) and globs, e.g. 'data/*.jsonl.gz'.
+        tokenizer: Folder of a Hugging Face tokenizer, or its name on the hub.
+        output: Folder to write: the train split, with the validation split in OUTPUT/validation.
+        text_key: Field of a jsonl or parquet record that holds the text.
+        text_template: Joins several fields instead, e.g. 'Question: {question}\nAnswer: {answer}'.
+        format: How the inputs are written; auto goes by their names. 'src/**/*.py' needs txt.
+        txt_document: What one document of a txt file is: the whole file or each line.
+        validation: Share of the documents kept for validation, chosen by a hash of their text.
+        bos: Begin every document with the tokenizer's BOS token too.
+        on_error: fail stops at a record that cannot be read and names its line; skip lists it in the manifest.
+        workers: Processes that tokenise; by default one per core.
+        overwrite: Start anew: remove what an earlier preparation wrote in the output folder.
+
+    Returns:
+        The manifest of the finished source.
+    """
+    settings = PrepareSettings(
+        text_key=text_key,
+        text_template=text_template,
+        format=format,
+        txt_document=txt_document,
+        validation=validation,
+        bos=bos,
+        on_error=on_error,
+    )
+    return prepare_source(input, tokenizer, output, settings, workers, overwrite)

@@ -1,0 +1,74 @@
+"""HTML from plain values; every text that enters is escaped here and nowhere else."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lit_cpt.intervals import Interval
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A table cell.
+
+    Attributes:
+        text: What it says.
+        small: What stands beside it in small print.
+        strong: Whether it is set in bold.
+    """
+
+    text: str
+    small: str = ""
+    strong: bool = False
+
+
+def escaped(text: object) -> str:
+    """Text as HTML: markup is shown, control characters are replaced."""
+    shown = (letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in str(text))
+    return html.escape("".join(shown))
+
+
+def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str | Cell]]) -> str:
+    """A table in a box that scrolls when it is wider than the page; the first column names the row."""
+    titles = "".join(f'<th scope="col">{escaped(title)}</th>' for title in head)
+    lines = "".join(f"<tr>{''.join(cell(each, place == 0) for place, each in enumerate(row))}</tr>\n" for row in rows)
+    return (f'<div class="scroll" tabindex="0" role="region" aria-label="{escaped(caption)}"><table>'
+            f"<caption>{escaped(caption)}</caption><thead><tr>{titles}</tr></thead>\n<tbody>\n{lines}</tbody></table>"
+            "</div>\n")
+
+
+def cell(value: str | Cell, names_row: bool) -> str:
+    """One cell."""
+    value = Cell(value) if isinstance(value, str) else value
+    inner = f"<b>{escaped(value.text)}</b>" if value.strong else escaped(value.text)
+    inner += f" <small>{escaped(value.small)}</small>" if value.small else ""
+    return f'<th scope="row">{inner}</th>' if names_row else f"<td>{inner}</td>"
+
+
+def section(title: str, *parts: str) -> str:
+    """A titled section; empty if it has nothing to say."""
+    body = "".join(parts)
+    return f"<section>\n<h2>{escaped(title)}</h2>\n{body}</section>\n" if body else ""
+
+
+def paragraph(text: str, kind: str = "") -> str:
+    """A paragraph of plain text."""
+    return f"<p{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{escaped(text)}</p>\n"
+
+
+def signed(text: str) -> str:
+    """A number with the minus sign of print instead of the hyphen."""
+    return text.replace("-", "\u2212")
+
+
+def score_cell(score: Interval) -> Cell:
+    """A score in percent with its interval."""
+    return Cell(f"{100 * score.value:.1f}", f"{100 * score.low:.1f} to {100 * score.high:.1f}")
+
+
+def difference_cell(gap: Interval) -> Cell:
+    """A difference in points with its interval, bold where that excludes zero."""
+    return Cell(signed(f"{100 * gap.value:+.1f}"), signed(f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}"),
+                gap.excludes_zero)

@@ -1,0 +1,77 @@
+"""The picture of a recipe: learning rate and blend on one axis of tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from lit_cpt.report.canvas import COUNTS, PERCENT, printable
+from lit_cpt.report.palette import LIGHT, source_colours
+
+FLAT = 0.08  # a switch below this share of the largest rate is not seen on a linear axis
+LETTERS_PER_INCH = 11.5  # of a stripe's label, axis margins taken off
+
+
+def plan_figure(plan: dict[str, Any], width: float) -> Figure:
+    """Learning rate over blend, ``width`` inches wide."""
+    figure = Figure(figsize=(width, 4.6), layout="constrained")
+    rate, blend = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    draw_rate(rate, plan)
+    draw_blend(blend, plan, width)
+    for place, phase in enumerate(plan["phases"][1:]):
+        start = phase["start"]
+        for axes in (rate, blend):
+            axes.axvline(start["tokens"], color=LIGHT["ink"], linewidth=0.9, linestyle=(0, (4, 2)))
+        late = start["tokens"] > plan["token_horizon"] / 2
+        rate.annotate(f"{printable(phase['name'])} from {start['fraction']:.1%} of the tokens, η = {start['eta']:.3g}",
+                      (start["tokens"], 1.03 + 0.09 * place), xycoords=("data", "axes fraction"),
+                      ha="right" if late else "left", fontsize=8.5)
+    return figure
+
+
+def draw_rate(axes: Axes, plan: dict[str, Any]) -> None:
+    """The learning rate against tokens; logarithmic where a switch would lie flat on the axis."""
+    tokens, eta = zip(*plan["curve"], strict=True)
+    axes.plot(tokens, eta, color=LIGHT["run0"], linewidth=1.8)
+    switches = [phase["start"]["eta"] for phase in plan["phases"][1:]]
+    axes.plot([phase["start"]["tokens"] for phase in plan["phases"][1:]], switches, "o", markersize=5,
+              color=LIGHT["ink"])
+    if switches and 0 < min(switches) < FLAT * max(eta):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0, 1.06 * max(eta))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+    axes.set_ylabel("learning rate η")
+    axes.grid(axis="x", visible=False)
+
+
+def draw_blend(axes: Axes, plan: dict[str, Any], width: float) -> None:
+    """Shares of the sources, stacked, phase by phase; a name stands in its stripe where there is room."""
+    names = list(dict.fromkeys(source["name"] for phase in plan["phases"] for source in phase["sources"]))
+    colours, named = source_colours(names), set()
+    for phase in plan["phases"]:
+        start, span, floor = phase["start"]["tokens"], phase["stop"]["tokens"] - phase["start"]["tokens"], 0.0
+        room = span / plan["token_horizon"] * width * LETTERS_PER_INCH  # letters that fit
+        for source in sorted(phase["sources"], key=lambda source: names.index(source["name"])):
+            height = 100 * source["weight"]
+            axes.bar(start, height, span, floor, align="edge", color=LIGHT[colours[source["name"]]],
+                     edgecolor=LIGHT["page"], linewidth=0.8)
+            words = [f"{printable(source['name'])} {height:.3g} %", f"{height:.3g} %"]
+            fitting = next((word for word in words if len(word) < room), None) if height >= 9 else None
+            if fitting:
+                axes.text(start + span / 2, floor + height / 2, fitting, ha="center", va="center", fontsize=8,
+                          color=LIGHT["on-fill"])
+                named |= {source["name"]} if fitting == words[0] else set()
+            floor += height
+    axes.set(ylim=(0, 100), xlim=(0, plan["token_horizon"]), xlabel="tokens seen", ylabel="blend")
+    axes.xaxis.set_major_formatter(COUNTS)
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.yaxis.set_major_locator(MaxNLocator(3))
+    axes.grid(visible=False)
+    keys = [Patch(color=LIGHT[colours[name]], label=" " + printable(name)) for name in names if name not in named]
+    if keys:
+        axes.figure.legend(handles=keys, loc="outside lower center", ncols=max(1, int(width)), handlelength=1)

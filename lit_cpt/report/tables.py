@@ -1,0 +1,121 @@
+"""The report's tables, each from runs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+from lit_cpt.report.comparison import Row, starting_losses
+from lit_cpt.report.html import Cell, difference_cell, score_cell, signed, table
+from lit_cpt.report.run_charts import sources_of
+from lit_cpt.report.runs import BASE, Run
+from lit_cpt.units import format_count, format_seconds
+
+EVENTS = 40  # of a run that are shown; the rest stand in its events.jsonl
+
+
+def score_table(rows: list[Row]) -> str:
+    """Families × runs, in percent."""
+    names = list(dict.fromkeys(row.run for row in rows))
+    lines: list[list[str | Cell]] = []
+    for family, group in groupby(rows, key=lambda row: row.family):
+        found = {row.run: row for row in group}
+        items = " or ".join(f"{count:,}" for count in dict.fromkeys(row.items for row in found.values()))
+        scores = [score_cell(found[name].score) if name in found else Cell("–") for name in names]
+        lines.append([Cell(family, f"{items} items"), *scores])
+    return table("Last evaluation, per cent, with 95 % intervals", ["family", *names], lines) if rows else ""
+
+
+def difference_table(rows: list[Row], control: str) -> str:
+    """Families × runs but the control, in points."""
+    names = [name for name in dict.fromkeys(row.run for row in rows) if name != control]
+    if not names or all(row.difference is None and not row.unpaired for row in rows):
+        return ""
+    lines: list[list[str | Cell]] = []
+    for family, group in groupby(rows, key=lambda row: row.family):
+        found = {row.run: row for row in group}
+        cells = [change(found[name]) if name in found else Cell("–") for name in names]
+        lines.append([family, *cells])
+    return table(f"Points above {control}, item by item, with 95 % intervals; bold where zero lies outside",
+                 ["family", *names], lines)
+
+
+def change(row: Row) -> Cell:
+    """A row's difference, or why there is none."""
+    return Cell("–", row.unpaired or "no control") if row.difference is None else difference_cell(row.difference)
+
+
+def loss_table(runs: Mapping[str, Run]) -> str:
+    """Sources × (start, runs): the last validation loss and how far it is from the start."""
+    start = starting_losses(runs)
+    names = [name for name, run in runs.items() if run.validation and name != BASE]
+    lines: list[list[str | Cell]] = []
+    for source in sources_of(runs):
+        known = start.get(source)
+        ends = [loss_cell(runs[name].validation.get(source, [])[-1:], known) for name in names]
+        lines.append([source, *([Cell("–" if known is None else f"{known:.3f}")] if start else []), *ends])
+    caption = "Last validation loss, nats per token" + ("; bold where it rose above the start" if start else "")
+    return table(caption, ["source", *(["start"] if start else []), *names], lines) if lines else ""
+
+
+def loss_cell(last: list[tuple[int, float]], start: float | None) -> Cell:
+    """The last loss and its change since the start, bold if it rose."""
+    if not last or start is None:
+        return Cell(f"{last[0][1]:.3f}" if last else "–")
+    rise = last[0][1] - start
+    return Cell(f"{last[0][1]:.3f}", signed(f"{rise:+.3f}"), rise > 0)
+
+
+def plan_table(plan: dict[str, Any]) -> str:
+    """Phases × sources: what each is planned to give."""
+    lines = [[Cell(phase["name"]), Cell(source["name"]), Cell(f"{100 * source['weight']:.4g} %"),
+              Cell(format_count(source["tokens"])),
+              Cell("–" if source.get("epochs") is None else f"{source['epochs']:.3g}")]
+             for phase in plan["phases"] for source in phase["sources"]]
+    return table("What the plan draws from each source", ["phase", "source", "share", "tokens", "epochs"], lines)
+
+
+def switch_table(runs: Mapping[str, Run]) -> str:
+    """Every planned switch against the one that happened."""
+    lines: list[list[str | Cell]] = []
+    for name, run in runs.items():
+        for phase in run.plan.get("phases", [])[1:]:
+            start = phase["start"]
+            # After a resume the same switch may be told twice; the last telling is the one trained on.
+            told = [event for event in run.events
+                    if event.get("event") == "phase" and event.get("phase") == phase["name"]]
+            actual = f"{told[-1]['step']:,}" if told else "not seen"
+            off = signed(f"{told[-1]['step'] - start['step']:+,}") if told else "–"
+            eta = f"{told[-1].get('eta', float('nan')):.4g}" if told else "–"
+            lines.append([name, phase["name"], str(phase["when"]), f"{start['step']:,}", actual, off,
+                          f"{start['eta']:.4g}", eta])
+    head = ["run", "phase", "trigger", "planned step", "actual step", "steps late", "planned η", "actual η"]
+    return table("Switches, planned and actual", head, lines) if lines else ""
+
+
+def event_table(runs: Mapping[str, Run]) -> str:
+    """The runs' diaries, time counted from each one's first line."""
+    lines: list[list[str | Cell]] = []
+    for name, run in runs.items():
+        for event in run.events[:EVENTS]:
+            since = event.get("time", 0.0) - run.events[0].get("time", 0.0)
+            told = {key: value for key, value in event.items() if key not in ("event", "step", "tokens_seen", "time")}
+            lines.append([name, format_seconds(max(0.0, since)), str(event.get("event", "–")), count(event, "step"),
+                          count(event, "tokens_seen"), "; ".join(f"{key} {spoken(told[key])}" for key in told)])
+        if len(run.events) > EVENTS:
+            lines.append([name, "", f"{len(run.events) - EVENTS:,} more in events.jsonl", "", "", ""])
+    return table("Diary of the runs", ["run", "after", "event", "step", "tokens", "details"], lines) if lines else ""
+
+
+def count(event: Mapping[str, Any], key: str) -> str:
+    """A whole number of an event, or a dash."""
+    return f"{event[key]:,}" if isinstance(event.get(key), int) else "–"
+
+
+def spoken(value: object) -> str:
+    """A plain value in few letters."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {spoken(each)}" for key, each in value.items())
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 120 else text[:119] + "…"

@@ -1,0 +1,139 @@
+"""`lit-cpt fit` and `lit-cpt validate`: LightningCLI over the module, the data module and a recipe."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shlex
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_cpt.arguments import advised, known_keys
+from lit_cpt.callbacks.graceful_stop import Stopped
+from lit_cpt.data import BlendDataModule
+from lit_cpt.module import ContinuedPretraining
+from lit_cpt.plan import blocks_of, plan, render
+from lit_cpt.recipe import Recipe
+from lit_cpt.settings import expand_configs
+
+QUIET = (".*does not have many workers.*", ".*LeafSpec.*", ".*treespec.*", ".*Checkpoint directory .* exists.*",
+         ".*find_unused_parameters.*", ".*srun.*")
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI with a recipe that model and data share, and a run folder.
+
+    ``--run DIR`` holds everything of a run: configs, plan, events, TensorBoard files, checkpoints.
+    """
+
+    def __init__(self, arguments: list[str]) -> None:
+        super().__init__(
+            ContinuedPretraining, BlendDataModule, args=arguments, seed_everything_default=42,
+            save_config_kwargs={"overwrite": True}, auto_configure_optimizers=False,
+            parser_kwargs={"exit_on_error": False, "prog": "lit-cpt", **{
+                name: {"exit_on_error": False, "prog": f"lit-cpt {name}"} for name in self.subcommands()}},
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The two that lit_cpt offers."""
+        offered = LightningCLI.subcommands()
+        return {name: offered[name] for name in ("fit", "validate")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the recipe and the run folder, and share them out."""
+        parser.add_argument("--run", type=str, default="runs/default", help="The run's folder.")
+        parser.add_class_arguments(Recipe, "recipe", sub_configs=True)
+        parser.link_arguments("run", "trainer.default_root_dir")
+        parser.link_arguments("recipe", "model.recipe", apply_on="instantiate")
+        parser.link_arguments("recipe", "data.recipe", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a mistake is answered with the key and the nearest right one."""
+        try:
+            super().parse_arguments(parser, args)
+        except (ArgumentError, argparse.ArgumentError) as error:
+            command = args[0]
+            keys = known_keys(self._subcommand_parsers[command])
+            raise ValueError(advised(str(error), keys, f"lit-cpt {command}")) from None
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing: a checkpoint's hyperparameters must not override the command line."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer, with TensorBoard files straight in the run folder unless another logger was asked for."""
+        settings = self._get(self.config_init, "trainer")
+        if settings.get("logger") in (None, True):
+            kwargs["logger"] = TensorBoardLogger(settings["default_root_dir"], name="", version="",
+                                                 default_hp_metric=False)
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Refuse what would be lost or confusing; store recipe and plan with the run."""
+        run = Path(self.trainer.default_root_dir)
+        settings = self.config[self.subcommand]
+        settings["ckpt_path"] = found_checkpoint(run, settings["ckpt_path"])
+        if not self.trainer.is_global_zero:
+            return
+        data, recipe = self.datamodule, self.model.recipe
+        blocks = {name: blocks_of(folder, data.batch.sequence_length) for name, folder in data.used.items()}
+        planned = plan(recipe, data.batch, blocks, data.seed)
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "recipe.yaml").write_text(yaml.safe_dump({"recipe": recipe.describe()}, sort_keys=False))
+        (run / "plan.json").write_text(json.dumps(planned.describe(), indent=1))
+        print(render(planned), flush=True)
+
+    def before_validate(self) -> None:
+        """Find the checkpoint that ``last`` means."""
+        settings = self.config[self.subcommand]
+        if settings["ckpt_path"]:
+            settings["ckpt_path"] = found_checkpoint(Path(self.trainer.default_root_dir), settings["ckpt_path"])
+
+
+def found_checkpoint(run: Path, asked: str | None) -> str | None:
+    """The checkpoint file that ``--ckpt_path`` means; None to start anew.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        FileExistsError: A new run would mix with the one that ``run`` holds.
+    """
+    folder = run / "checkpoints"
+    saved = sorted(folder.glob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
+    if asked is None:
+        if saved:
+            raise FileExistsError(f"{run} holds a run already. Resume it with --ckpt_path last, or start another with "
+                                  "--run DIR.")
+        return None
+    if asked == "last":
+        if not saved:
+            raise FileNotFoundError(f"--ckpt_path last: there is no checkpoint in {folder}. Leave --ckpt_path out to "
+                                    "start, or name the run's folder with --run DIR.")
+        return str(saved[-1])
+    if not Path(asked).exists():
+        raise FileNotFoundError(f"--ckpt_path {asked}: no such file. Give `last` or a file of {folder}.")
+    return asked
+
+
+def training_command(arguments: list[str]) -> None:
+    """`lit-cpt fit` and `lit-cpt validate`; the first argument is the command."""
+    for pattern in QUIET:
+        warnings.filterwarnings("ignore", pattern)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("lit_cpt").setLevel(logging.INFO)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    try:
+        TrainingCLI(expand_configs(arguments))
+    except Stopped as stop:
+        again = [word for word in arguments if not word.startswith("--ckpt_path")]
+        again = [word for word, before in zip(again, ["", *again], strict=False) if before != "--ckpt_path"]
+        raise Stopped(f"{stop}\nresume with: lit-cpt {shlex.join(again)} --ckpt_path last") from None
+
+

@@ -1,0 +1,144 @@
+"""Pretrained weights and optimizer state in, a Hugging Face folder out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+log = logging.getLogger(__name__)
+
+Moments = dict[str, dict[str, torch.Tensor]]
+PREFIX = "model."  # the attribute under which the LightningModule holds the HF model
+
+
+def build_model(pretrained: str | None, architecture: str | dict[str, Any] | None) -> nn.Module:
+    """A causal language model in fp32: from a pretrained folder or hub name, or newly initialised.
+
+    Args:
+        pretrained: Folder or hub name with weights.
+        architecture: Folder, hub name or values of a config (with ``model_type``) for random weights.
+
+    Raises:
+        ValueError: Not exactly one of the two, or it cannot be read.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if (pretrained is None) == (architecture is None):
+        raise ValueError(f"pretrained={pretrained!r} and architecture={architecture!r}: give exactly one, a model to "
+                         "continue or a config to initialise at random.")
+    # A master copy below fp32 would lose updates at learning rates of 1e-5: precision is the Trainer's matter.
+    try:
+        if pretrained is not None:
+            return AutoModelForCausalLM.from_pretrained(pretrained, dtype=torch.float32)
+        if isinstance(architecture, dict):
+            values = dict(architecture)
+            config = AutoConfig.for_model(values.pop("model_type", None), **values)
+        else:
+            config = AutoConfig.from_pretrained(str(architecture))
+        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        given = f"pretrained={pretrained!r}" if pretrained else f"architecture={architecture!r}"
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{given} cannot be read: {reason} Give a folder with config.json (and weights), as "
+                         "`save_pretrained` writes it, or the name of a hub model.") from error
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's two groups, named: matrices decay, norms and biases (one dimension or none) do not."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    matrices = [(name, parameter) for name, parameter in named if parameter.ndim > 1]
+    vectors = [(name, parameter) for name, parameter in named if parameter.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def read_moments(path: str | Path, model: nn.Module) -> Moments:
+    """AdamW's state by parameter name, from a checkpoint of ours or HF Trainer's ``optimizer.pt``.
+
+    Args:
+        path: A Lightning checkpoint file, an optimizer's saved ``state_dict``, or a folder holding
+            ``optimizer.pt``.
+        model: The model it belongs to; gives names to a file that has none.
+
+    Returns:
+        Parameter name -> ``step``, ``exp_avg``, ``exp_avg_sq``.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+        ValueError: It holds no AdamW state.
+    """
+    path = Path(path)
+    file = path / "optimizer.pt" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"optimizer_state={str(path)!r}: no such file. Give a checkpoint (*.ckpt), an optimizer's saved state, or a "
+            "folder with optimizer.pt; leave it out to start AdamW cold.")
+    saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    saved = saved["optimizer_states"][0] if "optimizer_states" in saved else saved
+    if not saved.get("state") or "exp_avg" not in next(iter(saved["state"].values())):
+        raise ValueError(f"optimizer_state={str(path)!r} holds no AdamW state (exp_avg, exp_avg_sq).")
+    order = [index for group in saved["param_groups"] for index in group["params"]]
+    names = saved_names(saved["param_groups"]) or huggingface_order(model)
+    if len(names) != len(order):
+        raise ValueError(f"optimizer_state={str(path)!r} holds {len(order)} parameters, the model {len(names)}: "
+                         "it is of another model.")
+    return {name: saved["state"][index] for name, index in zip(names, order, strict=True)}
+
+
+def saved_names(groups: Iterable[dict[str, Any]]) -> list[str]:
+    """Parameter names as torch saves them for an optimizer that was built with names; empty without."""
+    return [name.removeprefix(PREFIX) for group in groups for name in group.get("param_names", ())]
+
+
+def huggingface_order(model: nn.Module) -> list[str]:
+    """Parameter names in the order of HF Trainer's two groups: decayed, then not."""
+    from transformers import Trainer
+
+    decayed = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]  # uses no self
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    return [name for name in names if name in decayed] + [name for name in names if name not in decayed]
+
+
+def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Moments) -> None:
+    """Give AdamW the moments of an earlier run; the new run's learning rate, betas and decay stay.
+
+    Args:
+        model: The model whose parameters ``optimizer`` trains.
+        optimizer: AdamW before its first step.
+        moments: As `read_moments` returns them.
+
+    Raises:
+        ValueError: A parameter without moments, moments without a parameter, or another shape.
+    """
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for said, names in (("has no moments for", parameters.keys() - moments.keys()),
+                        ("holds moments for unknown", moments.keys() - parameters.keys())):
+        if names:
+            raise ValueError(f"the optimizer state {said} {', '.join(sorted(names)[:3])} ({len(names)} in all): "
+                             "it is of another model. Leave optimizer_state out to start AdamW cold.")
+    for name, parameter in parameters.items():
+        shape = tuple(moments[name]["exp_avg"].shape)
+        if shape != tuple(parameter.shape):
+            raise ValueError(f"the optimizer state has shape {shape} for {name}, the model {tuple(parameter.shape)}: "
+                             "it is of another model.")
+    for name, parameter in parameters.items():
+        old = moments[name]
+        # Cloned: the source must not go on counting steps with this optimizer.
+        moment = {key: old[key].to(parameter.device, parameter.dtype, copy=True) for key in ("exp_avg", "exp_avg_sq")}
+        step = torch.tensor(float(old["step"]), device=parameter.device if parameter.is_cuda else "cpu")
+        optimizer.state[parameter] = {"step": step, **moment}
+    log.info("optimizer state loaded: %d parameters, step %d", len(parameters), int(float(step)))
+
+
+def export_huggingface(model: Any, folder: str | Path, tokenizer: str | Path | None = None) -> None:
+    """Write ``model`` as a folder that ``from_pretrained`` loads, with the tokenizer found in ``tokenizer``."""
+    model.save_pretrained(folder)
+    if tokenizer is not None:
+        from transformers import AutoTokenizer
+
+        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)

@@ -1,0 +1,361 @@
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_cpt.blends import (
+    GOLDEN,
+    RING,
+    Blend,
+    BlendHistory,
+    Cache,
+    SourceOrder,
+    floor_sum,
+    mixed,
+    name_key,
+    rotations_below,
+    shuffled,
+)
+
+NAMES = ("a", "b", "c", "d")
+GENERAL = {"web": 0.46, "code": 0.15, "books": 0.39}
+LATE = {"web": 0.20, "code": 0.15, "books": 0.35, "qa": 0.30}
+WEIGHTS = st.lists(st.sampled_from([0.0, 0.0, 0.05, 0.3, 1.0, 2.5]), min_size=4, max_size=4).filter(any)
+LEGS = st.lists(st.tuples(st.integers(1, 400), WEIGHTS), max_size=3)
+quick = settings(max_examples=40, deadline=None)
+
+
+def named(weights):
+    return dict(zip(NAMES, weights, strict=True))
+
+
+def history_of(first, legs, seed=7):
+    """A history with ``legs`` (length of the one before, weights) after the first blend."""
+    history = BlendHistory(NAMES, named(first), seed)
+    start, future = 0, []
+    for length, weights in legs:
+        start += length
+        future.append((start, named(weights)))
+    history.plan(0, future)
+    return history
+
+
+# Blend ---------------------------------------------------------------------------------------------
+
+
+def test_a_blend_is_shares_that_sum_to_one():
+    assert Blend({"web": 0.7, "code": 0.3}).weights == {"web": 0.7, "code": 0.3}
+    assert Blend({"web": 1, "code": 0}).weights["code"] == 0
+
+
+@quick
+@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=4))
+def test_a_normalized_blend_keeps_the_ratios(weights):
+    blend = Blend.normalized(dict(zip(NAMES, weights, strict=False)))
+    assert math.isclose(math.fsum(blend.weights.values()), 1.0, rel_tol=1e-12)
+    assert blend.weights["a"] == pytest.approx(weights[0] / math.fsum(weights))
+
+
+def test_weights_that_do_not_sum_to_one_are_refused_with_their_sum_and_the_cure():
+    with pytest.raises(ValueError, match=r"sum to 0\.9000 \(web 0\.7, code 0\.2\).*`Blend\.normalized"):
+        Blend({"web": 0.7, "code": 0.2})
+
+
+@pytest.mark.parametrize("build", [Blend, Blend.normalized, lambda weights: BlendHistory(NAMES, weights, 0)])
+@pytest.mark.parametrize(("weights", "says"), [
+    ({}, "a blend needs at least one source"),
+    ({"a": -0.5, "b": 1.5}, r"weight of source 'a' is -0\.5: a weight is finite and at least 0"),
+    ({"a": float("nan")}, "weight of source 'a' is nan"),
+    ({"a": 1.0, "b": float("inf")}, "weight of source 'b' is inf"),
+    ({"a": "0.5"}, "weight of source 'a' is '0.5': give a number"),
+    ({"a": True}, "weight of source 'a' is True: give a number"),
+    ({"a": 0.0, "b": 0}, r"all weights are 0 \(a, b\): at least one source needs a positive weight"),
+])
+def test_weights_that_are_no_blend_are_refused_by_the_source_at_fault(build, weights, says):
+    with pytest.raises(ValueError, match=says):
+        build(weights)
+
+
+def test_numpy_weights_are_numbers():
+    assert Blend({"a": np.float32(0.5), "b": np.float64(0.5)}).weights["a"] == 0.5
+
+
+# Integer arithmetic ----------------------------------------------------------------------------------
+
+
+@quick
+@given(st.integers(0, 60), st.integers(1, 50), st.integers(0, 200), st.integers(0, 200))
+def test_floor_sum_is_the_sum_it_names(count, modulus, slope, offset):
+    assert floor_sum(count, modulus, slope, offset) == sum((slope * i + offset) // modulus for i in range(count))
+
+
+@quick
+@given(st.integers(-2, 200), st.integers(0, RING - 1), st.integers(-5, RING + 5))
+def test_points_below_a_bound_are_counted_as_a_loop_would(count, start, bound):
+    looped = sum((start + i * GOLDEN) % RING < bound for i in range(max(0, count)))
+    assert rotations_below(count, start, bound) == looped
+
+
+def test_mixed_numbers_are_the_same_everywhere_and_for_ever():
+    assert mixed(0) == 16294208416658607535
+    assert mixed(42, 0) == 6332618229526065668
+    assert mixed(1, 2) != mixed(2, 1)
+    assert mixed(-1) == mixed(RING - 1)
+    assert name_key("web") == 13349284935976312395
+    assert name_key("web") != name_key("Web")
+
+
+@quick
+@given(st.integers(0, 300), st.integers(0, 2**70))
+def test_shuffled_is_a_permutation(count, key):
+    assert sorted(shuffled(count, key)) == list(range(count))
+
+
+def test_shuffled_differs_by_key_and_by_nothing_else():
+    assert shuffled(100, 1, 2).tolist() == shuffled(100, 1, 2).tolist()
+    orders = {tuple(shuffled(100, 42, key)) for key in range(50)}
+    assert len(orders) == 50
+    assert shuffled(8, 42, 7).tolist() == [0, 1, 4, 7, 2, 5, 3, 6]
+
+
+# BlendHistory ----------------------------------------------------------------------------------------
+
+
+def test_the_stream_never_changes_silently():
+    history = BlendHistory(["web", "code", "books", "qa"], GENERAL, seed=42)
+    history.plan(0, [(20, LATE)])
+    assert history.sources == ("books", "code", "qa", "web")
+    assert history.choose(0, 40).tolist() == PINNED_SOURCES
+    assert history.counts(1_000_000_007).tolist() == PINNED_COUNTS
+    order = SourceOrder("web", [5, 3, 4], seed=42, window=2)
+    assert [order.locate(draw) for draw in range(14)] == PINNED_BLOCKS
+
+
+PINNED_SOURCES = [0, 3, 3, 0, 3, 1, 0, 3, 0, 3, 1, 0, 3, 0, 3, 3, 0, 3, 1, 0, 2, 0, 2, 1, 0, 2, 0, 3, 1, 0,
+                  2, 0, 3, 2, 0, 3, 1, 0, 2, 0]
+PINNED_COUNTS = [350000004, 150000004, 299999995, 200000004]
+PINNED_BLOCKS = [(0, 2, 0), (0, 2, 3), (0, 1, 0), (0, 1, 1), (0, 1, 2), (0, 2, 2), (0, 2, 1), (0, 0, 4), (0,
+                 0, 2), (0, 0, 3), (0, 0, 0), (0, 0, 1), (1, 2, 0), (1, 0, 0)]
+
+
+@pytest.mark.parametrize("weights", [
+    GENERAL, LATE, {"a": 0.60, "b": 0.35, "c": 0.05}, {"a": 0.01, "b": 0.99}, {"a": 0.5, "b": 0.5, "c": 0.0},
+    dict.fromkeys("abcdefghij", 0.1), {"a": 0.33, "b": 0.33, "c": 0.34}, {"only": 1.0},
+])
+@pytest.mark.parametrize("seed", [0, 42])
+def test_realised_counts_are_within_two_samples_of_the_share_at_a_million(weights, seed):
+    count = 1_000_000
+    history = BlendHistory(list(weights), weights, seed)
+    realised = np.bincount(history.choose(0, count), minlength=len(weights))
+    wanted = np.array([weights[name] for name in history.sources]) * count
+    assert np.abs(realised - wanted).max() <= 2
+    assert history.counts(count).tolist() == realised.tolist()
+
+
+@quick
+@given(WEIGHTS, LEGS, st.integers(0, 1500), st.integers(0, 2**64))
+def test_counts_in_closed_form_equal_counting(first, legs, position, seed):
+    history = history_of(first, legs, seed)
+    counted = np.bincount(history.choose(0, position), minlength=len(NAMES))
+    assert history.counts(position).tolist() == counted.tolist()
+
+
+@quick
+@given(WEIGHTS, LEGS, st.integers(0, 900), st.integers(0, 300))
+def test_draw_numbers_are_consecutive_per_source_from_any_start(first, legs, start, length):
+    history = history_of(first, legs)
+    chosen, draws = history.draws(start, start + length, history.counts(start))
+    seen = history.counts(start)
+    for source, draw in zip(chosen, draws, strict=True):
+        assert draw == seen[source]
+        seen[source] += 1
+    assert seen.tolist() == history.counts(start + length).tolist()
+
+
+@quick
+@given(WEIGHTS, LEGS, st.lists(st.integers(0, 1200), min_size=2, max_size=5))
+def test_a_stream_read_in_pieces_is_the_stream_read_whole(first, legs, cuts):
+    history, cuts = history_of(first, legs), sorted(cuts)
+    pieces = [history.choose(low, high) for low, high in pairwise(cuts)]
+    assert np.concatenate(pieces).tolist() == history.choose(cuts[0], cuts[-1]).tolist()
+
+
+@quick
+@given(WEIGHTS, LEGS)
+def test_a_source_that_rests_is_never_drawn(first, legs):
+    history = history_of(first, legs)
+    for leg, low, high in history.spans(0, 1500):
+        resting = {source for source, weight in enumerate(leg.weights) if weight == 0}
+        assert not resting & set(history.choose(low, high).tolist())
+
+
+def test_weights_that_do_not_sum_to_one_draw_by_their_ratio():
+    whole, scaled = (BlendHistory(["a", "b"], weights, 1) for weights in ({"a": 0.75, "b": 0.25}, {"a": 3, "b": 1}))
+    assert whole.choose(0, 500).tolist() == scaled.choose(0, 500).tolist()
+
+
+def test_positions_far_out_cost_no_more_than_near_ones():
+    history = BlendHistory(NAMES, named([0.1, 0.2, 0.3, 0.4]), 3)
+    far = 10**15
+    counts = history.counts(far)
+    assert counts.sum() == far
+    assert np.abs(counts - np.array([0.1, 0.2, 0.3, 0.4]) * far).max() <= 20
+    assert (history.counts(far + 50) - counts).tolist() == np.bincount(history.choose(far, far + 50),
+                                                                       minlength=4).tolist()
+
+
+def test_two_seeds_give_two_streams_of_the_same_shares():
+    one, other = (BlendHistory(NAMES, named([1, 1, 1, 1]), seed) for seed in (1, 2))
+    assert one.choose(0, 200).tolist() != other.choose(0, 200).tolist()
+    assert np.abs(one.counts(10_000) - other.counts(10_000)).max() <= 8
+
+
+def test_a_plan_keeps_the_past_and_replaces_the_future():
+    history = history_of([1, 0, 0, 0], [(100, [0, 1, 0, 0]), (100, [0, 0, 1, 0])])
+    past = history.choose(0, 150).tolist()
+    assert history.plan(150, [(160, named([0, 0, 0, 1]))])
+    assert history.choose(0, 150).tolist() == past
+    assert [leg.start for leg in history.legs] == [0, 100, 160]
+    assert set(history.choose(160, 400)) == {3}
+    assert history.weights_at(159)["b"] == 1
+    assert history.weights_at(160)["d"] == 1
+
+
+def test_a_planned_leg_that_is_left_out_is_dropped():
+    history = history_of([1, 0, 0, 0], [(100, [0, 1, 0, 0])])
+    assert history.plan(99, [])
+    assert set(history.choose(0, 500)) == {0}
+
+
+def test_a_plan_that_was_made_already_changes_nothing():
+    history = history_of([1, 0, 0, 0], [(100, [0, 1, 0, 0])])
+    assert not history.plan(0, [(100, {"b": 1.0})])
+    assert not history.plan(100, [(100, {"b": 1.0})])
+    assert not history.plan(5000, [])
+    assert len(history.legs) == 2
+
+
+def test_a_plan_from_the_first_sample_replaces_the_first_blend():
+    history = history_of([1, 0, 0, 0], [])
+    assert history.plan(0, [(0, {"c": 1.0})])
+    assert [leg.start for leg in history.legs] == [0]
+    assert set(history.choose(0, 50)) == {2}
+
+
+@pytest.mark.parametrize("starts", [[149], [160, 155], [160, 160], [0]])
+def test_a_start_in_the_past_or_out_of_order_is_refused_and_nothing_changes(starts):
+    history = history_of([1, 0, 0, 0], [(100, [0, 1, 0, 0])])
+    before = history.state()
+    listed = ", ".join(map(str, starts))
+    with pytest.raises(ValueError, match=rf"planned starts \[{listed}\] must rise, from position 150"):
+        history.plan(150, [(start, {"c": 1.0}) for start in starts])
+    assert history.state() == before
+
+
+def test_weights_for_a_source_that_is_not_there_are_refused_with_those_that_are():
+    history = history_of([1, 0, 0, 0], [])
+    with pytest.raises(ValueError, match="weights name 'qa', which no source is called; .* 'a', 'b', 'c', 'd'"):
+        history.plan(0, [(10, {"a": 0.5, "qa": 0.5})])
+    assert len(history.legs) == 1
+
+
+@quick
+@given(WEIGHTS, LEGS)
+def test_a_history_restored_from_json_draws_the_same(first, legs):
+    history = history_of(first, legs)
+    copy = BlendHistory(NAMES, {"a": 1.0}, 7)
+    copy.restore(json.loads(json.dumps(history.state())))
+    assert copy.legs == history.legs
+    assert copy.choose(0, 600).tolist() == history.choose(0, 600).tolist()
+
+
+def test_a_history_of_another_seed_or_of_other_sources_is_refused():
+    state = BlendHistory(["a", "b"], {"a": 1.0}, 7).state()
+    with pytest.raises(ValueError, match="the saved stream has seed 7, this one 8: resume with the same seed"):
+        BlendHistory(["a", "b"], {"a": 1.0}, 8).restore(state)
+    with pytest.raises(ValueError, match=r"has sources \['a', 'b'\], this one \['a', 'c'\]"):
+        BlendHistory(["a", "c"], {"a": 1.0}, 7).restore(state)
+
+
+# SourceOrder -----------------------------------------------------------------------------------------
+
+
+CHUNKS = st.lists(st.integers(0, 6), min_size=1, max_size=7).filter(any)
+
+
+@quick
+@given(CHUNKS, st.integers(1, 9), st.integers(0, 2**63))
+def test_every_epoch_visits_each_block_once(blocks, window, seed):
+    order = SourceOrder("web", blocks, seed, window)
+    every = sorted((chunk, block) for chunk, count in enumerate(blocks) for block in range(count))
+    for epoch in range(3):
+        located = [order.locate(epoch * order.total + place) for place in range(order.total)]
+        assert {at for at, _, _ in located} == {epoch}
+        assert sorted((chunk, block) for _, chunk, block in located) == every
+
+
+@quick
+@given(CHUNKS, st.integers(1, 9), st.lists(st.integers(0, 10**9), min_size=1, max_size=8))
+def test_a_seek_equals_walking(blocks, window, draws):
+    walker = SourceOrder("web", blocks, 5, window)
+    walked = [walker.locate(draw) for draw in range(4 * walker.total)]
+    seeker = SourceOrder("web", blocks, 5, window)
+    places = [draw % (4 * seeker.total) for draw in draws]
+    assert [seeker.locate(place) for place in places] == [walked[place] for place in places]
+
+
+def test_a_seek_far_out_makes_one_epoch_and_one_window_only():
+    order = SourceOrder("web", [4096] * 16_000, seed=1, window=8)
+    epoch, _, _ = order.locate(123_456_789)
+    assert epoch == 123_456_789 // (4096 * 16_000)
+    assert (len(order.epochs), len(order.windows)) == (1, 1)
+
+
+def test_two_epochs_have_two_orders():
+    order = SourceOrder("web", [8] * 8, seed=1, window=2)
+    first, second = ([order.locate(epoch * 64 + place)[1:] for place in range(64)] for epoch in (0, 1))
+    assert first != second
+    assert sorted(first) == sorted(second)
+
+
+def test_the_blocks_of_a_window_of_chunks_are_shuffled_together_and_windows_do_not_mix():
+    order = SourceOrder("web", [10] * 9, seed=1, window=3)
+    chunks = [order.locate(place)[1] for place in range(90)]
+    windows = [set(chunks[start : start + 30]) for start in (0, 30, 60)]
+    assert [len(window) for window in windows] == [3, 3, 3]
+    assert len(set().union(*windows)) == 9
+    assert chunks[:30] != sorted(chunks[:30], key=chunks.index)  # not chunk after chunk
+
+
+def test_without_shuffling_a_source_is_read_front_to_back_again_and_again():
+    order = SourceOrder("web", [2, 0, 3], seed=1, shuffle=False)
+    assert [order.locate(draw) for draw in range(7)] == [
+        (0, 0, 0), (0, 0, 1), (0, 2, 0), (0, 2, 1), (0, 2, 2), (1, 0, 0), (1, 0, 1)]
+
+
+def test_adding_a_source_leaves_the_order_of_the_others_as_it_was():
+    alone = SourceOrder("web", [7, 5, 9], seed=42)
+    located = [alone.locate(draw) for draw in range(60)]
+    for name in ("a source before it", "zzz"):
+        together = {each: SourceOrder(each, [7, 5, 9], seed=42) for each in (name, "web")}
+        assert [together["web"].locate(draw) for draw in range(60)] == located
+        assert [together[name].locate(draw) for draw in range(60)] != located
+
+
+def test_a_source_without_a_whole_block_is_refused_by_name():
+    with pytest.raises(ValueError, match="source 'tiny' holds no whole block: it has fewer tokens"):
+        SourceOrder("tiny", [0, 0], seed=1)
+
+
+def test_a_cache_keeps_the_last_few_results():
+    cache, made = Cache(2), []
+    for key in (1, 2, 1, 3, 2, 1):
+        assert cache.fetch(key, lambda key=key: made.append(key) or key * 10) == key * 10
+    assert made == [1, 2, 3, 1]
+    assert len(cache) == 2
