@@ -27,10 +27,24 @@ def parse(parser: ArgumentParser, arguments: list[str], build: bool = False) -> 
         ValueError: Something is not accepted; the message names the key and the cure.
     """
     try:
-        settings = parser.parse_args(arguments)
+        settings = parser.parse_args(spelled_out(parser, arguments))
         return dict(vars(parser.instantiate_classes(settings) if build else settings))
     except (ArgumentError, argparse.ArgumentError) as error:
         raise ValueError(advised(str(error), known_keys(parser), parser.prog)) from None
+
+
+def spelled_out(parser: ArgumentParser, arguments: list[str]) -> list[str]:
+    """``arguments`` as jsonargparse wants them: ``--on-error`` as ``--on_error``, ``--flag`` as ``--flag true``."""
+    flags = {f"--{action.dest}" for action in parser._actions if getattr(action, "_typehint", None) is bool}
+    known, spelled = {f"--{key}" for key in known_keys(parser)}, []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        name, equals, value = argument.partition("=")
+        underscored = "--" + name[2:].replace("-", "_")
+        name = underscored if underscored in known else name
+        spelled += [name + equals + value]
+        if name in flags and not equals and following.startswith("--"):
+            spelled.append("true")
+    return spelled
 
 
 def known_keys(parser: ArgumentParser) -> list[str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -260,24 +260,8 @@ class BlendHistory:
         self.legs = [Leg(leg["start"], tuple(leg["weights"])) for leg in state["legs"]]
 
 
-class Cache(dict[Any, Any]):
-    """The last few results of a function, oldest out first."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.size = size
-
-    def fetch(self, key: Any, make: Callable[[], Any]) -> Any:
-        """The result for ``key``, made if it is not kept."""
-        if key not in self:
-            while len(self) >= self.size:
-                del self[next(iter(self))]
-            self[key] = make()
-        return self[key]
-
-
 class SourceOrder:
-    """The k-th draw from a source -> (epoch, chunk, block in chunk), without walking there.
+    """The k-th draw from a source -> (chunk, block in chunk), without walking there.
 
     Each epoch visits the chunks in an order of its own; the blocks of ``window`` neighbouring chunks are
     shuffled together. Memory is O(chunks + blocks of a window).
@@ -300,28 +284,39 @@ class SourceOrder:
         if self.total == 0:
             raise ValueError(f"source {name!r} holds no whole block: it has fewer tokens than one block needs. "
                              "Prepare more text for it, shorten sequence_length, or leave it out of the blend.")
-        self.epochs, self.windows = Cache(3), Cache(3)
+        # The window at hand: draws [low, high) and what they read. Draws come in order, so one is enough.
+        self.low = self.high = 0
+        self.items: list[list[int]] = []
+        self.at_epoch, self.order, self.starts = -1, np.zeros(0, np.int64), [0]
 
-    def epoch(self, epoch: int) -> tuple[Integers, Integers]:
-        """Chunk order of an epoch, shape (chunks,), and where each of its windows starts, shape (windows + 1,)."""
+    def locate(self, draw: int) -> tuple[int, int]:
+        """Chunk, and block in the chunk, of draw number ``draw``, counted from 0 over all epochs."""
+        if not self.low <= draw < self.high:
+            self.turn_to(draw)
+        chunk, block = self.items[draw - self.low]
+        return chunk, block
+
+    def turn_to(self, draw: int) -> None:
+        """Open the window that holds ``draw``."""
+        epoch, place = divmod(draw, self.total)
+        if epoch != self.at_epoch:
+            self.at_epoch, (self.order, self.starts) = epoch, self.arrange(epoch)
+        number = bisect_right(self.starts, place) - 1
+        self.low = epoch * self.total + self.starts[number]
+        self.high = epoch * self.total + self.starts[number + 1]
+        self.items = self.contents(number).tolist()
+
+    def arrange(self, epoch: int) -> tuple[Integers, list[int]]:
+        """Chunk order of an epoch, shape (chunks,), and the place where each of its windows starts, and the end."""
         chunks = len(self.blocks)
         order = shuffled(chunks, self.seed, self.key, epoch) if self.shuffle else np.arange(chunks)
         edges = np.concatenate([[0], np.cumsum(self.blocks[order])])
-        return order, np.append(edges[:-1][:: self.window], edges[-1])
+        return order, [*edges[:-1][:: self.window].tolist(), int(edges[-1])]
 
-    def contents(self, epoch: int, number: int) -> Integers:
-        """The (chunk, block) pairs of window ``number`` in the order they are read, shape (blocks, 2)."""
-        order, _ = self.epochs.fetch(epoch, lambda: self.epoch(epoch))
-        chunks = order[number * self.window : (number + 1) * self.window]
+    def contents(self, number: int) -> Integers:
+        """The (chunk, block) pairs of window ``number`` of this epoch in the order they are read, shape (blocks, 2)."""
+        chunks = self.order[number * self.window : (number + 1) * self.window]
         pairs = [np.stack([np.full(self.blocks[chunk], chunk), np.arange(self.blocks[chunk])], 1) for chunk in chunks]
         items: Integers = np.concatenate(pairs)
         # The 0 is the shard: one shard serves local data, and more of them must not change this order.
-        return items[shuffled(len(items), self.seed, self.key, epoch, 0, number)] if self.shuffle else items
-
-    def locate(self, draw: int) -> tuple[int, int, int]:
-        """Epoch, chunk and block in chunk of draw number ``draw``, counted from 0."""
-        epoch, place = divmod(draw, self.total)
-        _, starts = self.epochs.fetch(epoch, lambda: self.epoch(epoch))
-        number = bisect_right(starts, place) - 1
-        chunk, block = self.windows.fetch((epoch, number), lambda: self.contents(epoch, number))[place - starts[number]]
-        return epoch, int(chunk), int(block)
+        return items[shuffled(len(items), self.seed, self.key, self.at_epoch, 0, number)] if self.shuffle else items

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import logging
 import sys
 import traceback
 from collections.abc import Sequence
@@ -64,6 +65,8 @@ def usage() -> str:
 
 def run(arguments: list[str], debug: bool) -> int:
     """Run one command; ``arguments`` begins with its name."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("lit_cpt").setLevel(logging.INFO)
     module, function = COMMANDS[arguments[0]][1].split(":")
     try:
         getattr(importlib.import_module(module), function)(arguments)

@@ -27,7 +27,7 @@ def prepare_command(arguments: list[str]) -> None:
 
 def plan_command(arguments: list[str]) -> None:
     """`lit-cpt plan`: takes the arguments of `fit`, and ignores those that move no token."""
-    from lit_cpt.plan import blocks_of, plan, render
+    from lit_cpt.plan import plan, render, source_blocks
 
     parser = command_parser("plan", "What a run will do: the switch, tokens and epochs of each source in each phase.")
     parser.add_argument("--config", action="config", metavar="FILE|NAME", help="A config of the run, as for fit; "
@@ -40,7 +40,7 @@ def plan_command(arguments: list[str]) -> None:
     given = parse(parser, planned_arguments(arguments[1:]), build=True)
     data = {name: value for name, value in vars(given["data"]).items() if value is not None}
     batch = Batch(data.get("sequence_length", 2048), data.get("global_batch", 64))
-    blocks = {name: blocks_of(folder, batch.sequence_length) for name, folder in data.get("sources", {}).items()}
+    blocks = source_blocks(data.get("sources", {}), batch.sequence_length)
     result = plan(given["recipe"], batch, blocks, data.get("seed", 42))
     if given["plot"]:
         from lit_cpt.report import plot_plan

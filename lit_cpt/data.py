@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from litdata import StreamingDataset, TokensLoader
 from litdata.utilities.env import _DistributedEnv
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -124,8 +125,6 @@ class ValidationBlocks(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         """This rank's blocks. A split shorter than one block has none."""
-        from litdata import StreamingDataset, TokensLoader
-
         loader = TokensLoader(block_size=self.sequence_length + 1)
         dataset = StreamingDataset(str(Path(self.folder) / "validation"), item_loader=loader)
         environment = _DistributedEnv.detect()

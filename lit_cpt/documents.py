@@ -20,11 +20,11 @@ SHOWN_KEYS = 12
 
 @dataclass(frozen=True)
 class TextRule:
-    """How a record becomes the text of one document.
+    r"""How a record becomes the text of one document.
 
     Args:
         text_key: Field of a jsonl or parquet record that holds the text.
-        text_template: Joins several fields instead, e.g. ``"Question: {question}\\nAnswer: {answer}"``.
+        text_template: Joins several fields instead, e.g. ``"Question: {question}\nAnswer: {answer}"``.
         txt_document: What one document of a txt file is: the whole ``file`` or each ``line``.
 
     Raises:
@@ -245,7 +245,7 @@ class DocumentReader:
 
     @staticmethod
     def encodable(text: str) -> str:
-        """``text`` itself; a lone surrogate (``\\ud800`` in JSON) is no character a tokenizer can read."""
+        r"""``text`` itself; a lone surrogate (``\ud800`` in JSON) is no character a tokenizer can read."""
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -318,12 +318,12 @@ class DocumentReader:
 
 
 def split_lines(blocks: Iterable[bytes], offset: int = 0) -> Iterator[tuple[int, bytes]]:
-    """Lines of ``blocks`` with the offset at which each begins, counted from ``offset``.
+    r"""Lines of ``blocks`` with the offset at which each begins, counted from ``offset``.
 
     Raises:
         Damaged: A line is longer than ``LARGEST_DOCUMENT``.
 
-    >>> list(split_lines([b"a\\nb", b"c\\n\\nd"]))
+    >>> list(split_lines([b"a\nb", b"c\n\nd"]))
     [(0, b'a'), (2, b'bc'), (5, b''), (6, b'd')]
     """
     begun: list[bytes] = []

@@ -101,8 +101,7 @@ def average_interval(
     """
     if not hits or hits.keys() != clusters.keys():
         raise ValueError(
-            f"hits of {list(hits)} but clusters of {list(clusters)}: "
-            "give both for the same families, at least one."
+            f"hits of {list(hits)} but clusters of {list(clusters)}: give both for the same families, at least one."
         )
     if resamples < 1 or not 0 < level < 1:
         raise ValueError(
@@ -132,9 +131,7 @@ def average_difference(
         ValueError: As `average_interval`, or the two sides have other families or lengths.
     """
     if hits_a.keys() != hits_b.keys():
-        raise ValueError(
-            f"families {list(hits_a)} against {list(hits_b)}: compare the same families on both sides."
-        )
+        raise ValueError(f"families {list(hits_a)} against {list(hits_b)}: compare the same families on both sides.")
     paired = {family: differences(hits_a[family], hits_b[family]) for family in hits_a}
     return average_interval(paired, clusters, resamples=resamples, level=level, seed=seed)
 
@@ -160,8 +157,7 @@ def resample(
     """
     if len(values) == 0 or len(values) != len(clusters):
         raise ValueError(
-            f"{len(values)} values, {len(clusters)} clusters: "
-            "give one cluster per value, and at least one value."
+            f"{len(values)} values, {len(clusters)} clusters: give one cluster per value, and at least one value."
         )
     numbers = np.asarray(values, dtype=np.float64)
     if not np.isfinite(numbers).all():

@@ -122,7 +122,9 @@ class ContinuedPretraining(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Warm the optimizer up from `optimizer_state`; a resumed run brings its own state."""
+        """Say what is trained; warm the optimizer up from `optimizer_state` (a resumed run brings its own)."""
+        kind = type(self.model).__name__
+        log.info("%s with %s parameters", kind, f"{sum(parameter.numel() for parameter in self.parameters()):,}")
         if self.optimizer_state is not None and not self.trainer.ckpt_path:
             assert self.model is not None
             optimizer = self.optimizers(use_pl_optimizer=False)

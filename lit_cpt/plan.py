@@ -105,6 +105,21 @@ def blocks_of(folder: str | Path, sequence_length: int) -> int:
     return sum(int(chunk["dim"]) // (sequence_length + 1) for chunk in index["chunks"])
 
 
+def source_blocks(folders: Mapping[str, str | Path], sequence_length: int) -> dict[str, int]:
+    """`blocks_of` each source, by name.
+
+    Raises:
+        FileNotFoundError: A folder is no prepared source; the message names its source.
+    """
+    blocks = {}
+    for name, folder in folders.items():
+        try:
+            blocks[name] = blocks_of(folder, sequence_length)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"source {name!r}: {error}") from None
+    return blocks
+
+
 def plan(recipe: Recipe, batch: Batch, blocks: Mapping[str, int] | None = None, seed: int = 42) -> Plan:
     """Work out a run.
 
@@ -190,7 +205,7 @@ def render(result: Plan) -> str:
                  colalign=("left", "left", *["right"] * 5)), "",
         tabulate(rows, ["phase", "source", "weight", "tokens", "epochs"], disable_numparse=True,
                  colalign=("left", "left", *["right"] * 3)),
-        *(["", "the paper states its switch twice; on this curve:", *others] if others else []),
+        *(["", "the paper states its switch twice; on this curve:", *others] if others and len(result.phases) > 1 else []),
         *warnings(result),
     ])
 

@@ -119,7 +119,7 @@ class BlendedStreamingDataset(CombinedStreamingDataset):
                     mine = slice(first, first + rank_batch)
                     for source, draw in zip(chosen[mine].tolist(), draws[mine].tolist(), strict=True):
                         order, begins = opened[source]
-                        _, chunk, block = order.locate(draw)
+                        chunk, block = order.locate(draw)
                         yield self._datasets[source][ChunkedIndex(index=begins[chunk] + block, chunk_index=chunk)]
                 number += 1
             start += stride

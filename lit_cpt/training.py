@@ -15,17 +15,18 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from transformers.utils.logging import disable_progress_bar
 
 from lit_cpt.arguments import advised, known_keys
 from lit_cpt.callbacks.graceful_stop import Stopped
 from lit_cpt.data import BlendDataModule
 from lit_cpt.module import ContinuedPretraining
-from lit_cpt.plan import blocks_of, plan, render
+from lit_cpt.plan import plan, render, source_blocks
 from lit_cpt.recipe import Recipe
 from lit_cpt.settings import expand_configs
 
-QUIET = (".*does not have many workers.*", ".*LeafSpec.*", ".*treespec.*", ".*Checkpoint directory .* exists.*",
-         ".*find_unused_parameters.*", ".*srun.*")
+QUIET = (".*args parameter is intended to run from within Python.*", ".*does not have many workers.*", ".*LeafSpec.*",
+         ".*treespec.*", ".*Checkpoint directory .* exists.*", ".*srun.*", ".*`IterableDataset` has `__len__` defined.*")
 
 
 class TrainingCLI(LightningCLI):
@@ -84,8 +85,7 @@ class TrainingCLI(LightningCLI):
         if not self.trainer.is_global_zero:
             return
         data, recipe = self.datamodule, self.model.recipe
-        blocks = {name: blocks_of(folder, data.batch.sequence_length) for name, folder in data.used.items()}
-        planned = plan(recipe, data.batch, blocks, data.seed)
+        planned = plan(recipe, data.batch, source_blocks(data.used, data.batch.sequence_length), data.seed)
         run.mkdir(parents=True, exist_ok=True)
         (run / "recipe.yaml").write_text(yaml.safe_dump({"recipe": recipe.describe()}, sort_keys=False))
         (run / "plan.json").write_text(json.dumps(planned.describe(), indent=1))
@@ -126,9 +126,8 @@ def training_command(arguments: list[str]) -> None:
     """`lit-cpt fit` and `lit-cpt validate`; the first argument is the command."""
     for pattern in QUIET:
         warnings.filterwarnings("ignore", pattern)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("lit_cpt").setLevel(logging.INFO)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    disable_progress_bar()  # of transformers: a bar for each weights file, between our own lines
     try:
         TrainingCLI(expand_configs(arguments))
     except Stopped as stop:

@@ -48,6 +48,12 @@ def build_model(pretrained: str | None, architecture: str | dict[str, Any] | Non
                          "`save_pretrained` writes it, or the name of a hub model.") from error
 
 
+def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
+    """Give ``model`` the weights that a checkpoint of `ContinuedPretraining` holds."""
+    saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+    model.load_state_dict({name.removeprefix(PREFIX): value for name, value in saved.items()})
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's two groups, named: matrices decay, norms and biases (one dimension or none) do not."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -76,8 +82,8 @@ def read_moments(path: str | Path, model: nn.Module) -> Moments:
     file = path / "optimizer.pt" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(
-            f"optimizer_state={str(path)!r}: no such file. Give a checkpoint (*.ckpt), an optimizer's saved state, or a "
-            "folder with optimizer.pt; leave it out to start AdamW cold.")
+            f"optimizer_state={str(path)!r}: no such file. Give a checkpoint (*.ckpt), an optimizer's saved state, or "
+            "a folder with optimizer.pt; leave it out to start AdamW cold.")
     saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     saved = saved["optimizer_states"][0] if "optimizer_states" in saved else saved
     if not saved.get("state") or "exp_avg" not in next(iter(saved["state"].values())):
@@ -92,7 +98,7 @@ def read_moments(path: str | Path, model: nn.Module) -> Moments:
 
 def saved_names(groups: Iterable[dict[str, Any]]) -> list[str]:
     """Parameter names as torch saves them for an optimizer that was built with names; empty without."""
-    return [name.removeprefix(PREFIX) for group in groups for name in group.get("param_names", ())]
+    return [name for group in groups for name in group.get("param_names", ())]
 
 
 def huggingface_order(model: nn.Module) -> list[str]:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from litdata import TokensLoader
 from litdata.streaming import Cache
 
+from lit_cpt.blends import BlendHistory, SourceOrder
 from lit_cpt.manifest import Manifest, Split, TokenizerFacts
 
 LENGTH = 8  # tokens trained in a block of the test sources
 VOCABULARY = 64
+BLOCKS_PER_CHUNK = 16
 SIZES = {"a": 400, "b": 150, "c": 37}
 
 
@@ -32,7 +36,7 @@ def name_of(block: torch.Tensor) -> tuple[int, int]:
     return source, (high * VOCABULARY + middle) * VOCABULARY + low
 
 
-def write_blocks(folder: Path, blocks: list[torch.Tensor], blocks_per_chunk: int = 16) -> None:
+def write_blocks(folder: Path, blocks: list[torch.Tensor], blocks_per_chunk: int = BLOCKS_PER_CHUNK) -> None:
     """A litdata dataset of these blocks."""
     size = blocks_per_chunk * blocks[0].numel() if blocks else 1
     cache = Cache(str(folder), chunk_size=size, item_loader=TokensLoader())
@@ -63,9 +67,85 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             for number, (name, rows) in enumerate(SIZES.items())}
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny() -> dict[str, object]:
     """Config values of a Llama of a few thousand parameters."""
     return {"model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32,
             "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32,
             "tie_word_embeddings": True}
+
+
+def ideal_stream(legs: list[tuple[int, dict[str, float]]], count: int, names: tuple[str, ...] = ("a", "b", "c"),
+                 seed: int = 42, window: int = 8) -> list[tuple[int, int]]:
+    """(source, row) of the first ``count`` samples, by the pure functions alone: no loader, no litdata."""
+    history = BlendHistory(names, legs[0][1], seed)
+    history.plan(0, legs)
+    orders = [SourceOrder(name, chunk_sizes(SIZES[name]), seed, window) for name in history.sources]
+    stream = []
+    for source, draw in zip(*history.draws(0, count, history.counts(0)), strict=True):
+        chunk, block = orders[source].locate(int(draw))
+        stream.append((list(SIZES).index(history.sources[source]), chunk * BLOCKS_PER_CHUNK + block))
+    return stream
+
+
+def chunk_sizes(rows: int) -> list[int]:
+    """Blocks in each chunk of a source of ``rows`` blocks."""
+    full, rest = divmod(rows, BLOCKS_PER_CHUNK)
+    return [BLOCKS_PER_CHUNK] * full + [rest] * bool(rest)
+
+
+class Diary(pl.Callback):
+    """What a run trained on and at which rate: (source, row) of every trained sample, eta of every step."""
+
+    def __init__(self) -> None:
+        self.names: list[tuple[int, int]] = []
+        self.etas: list[float] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: object,
+                           batch: torch.Tensor, batch_idx: int) -> None:
+        """Note a batch once it is trained."""
+        self.names += [name_of(block) for block in batch]
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule,
+                                 optimizer: torch.optim.Optimizer) -> None:
+        """Note the rate a step is made with."""
+        self.etas.append(optimizer.param_groups[0]["lr"])
+
+
+class SaveAt(pl.Callback):
+    """Saves ``step-N.ckpt`` after each of the given optimizer steps; before or after the callbacks behind it."""
+
+    def __init__(self, folder: Path, *steps: int) -> None:
+        self.folder, self.steps = folder, steps
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        """Save once per step."""
+        path = self.folder / f"step-{trainer.global_step}.ckpt"
+        if trainer.global_step in self.steps and not trainer.fit_loop._should_accumulate():
+            trainer.save_checkpoint(path)
+
+
+def make_trainer(folder: Path, *callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
+    """A quiet Trainer on one CPU core."""
+    torch.set_num_threads(1)
+    saves = any(isinstance(callback, pl.callbacks.Checkpoint) for callback in callbacks)
+    return pl.Trainer(**{"default_root_dir": str(folder), "accelerator": "cpu", "devices": 1, "max_epochs": -1,
+                         "logger": False, "enable_checkpointing": saves, "enable_progress_bar": False,
+                         "enable_model_summary": False, "callbacks": list(callbacks), "num_sanity_val_steps": 0,
+                         **settings})
+
+
+def fit(module: pl.LightningModule, data: Any, folder: Path, *callbacks: pl.Callback, resume: str | Path | None = None,
+        **settings: Any) -> Diary:
+    """Train, and return what was trained on."""
+    torch.manual_seed(1)
+    diary = Diary()
+    trainer = make_trainer(folder, diary, *callbacks, **settings)
+    trainer.fit(module, datamodule=data, ckpt_path=resume and str(resume), weights_only=False)
+    return diary
+
+
+def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
+    """Whether two models are equal to the last bit."""
+    mine, theirs = one.state_dict(), other.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)

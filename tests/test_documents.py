@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import itertools
 import json
 
 import pytest
@@ -203,7 +204,7 @@ def test_pieces_that_tile_a_file_yield_each_line_once(lines, last_newline, cuts,
     found, digests = [], []
     old, documents.BLOCK_BYTES = documents.BLOCK_BYTES, block
     try:
-        for start, stop in zip(bounds, bounds[1:], strict=False):
+        for start, stop in itertools.pairwise(bounds):
             reader = DocumentReader(Piece(str(path), "txt", start, stop), TextRule(txt_document="line"))
             found += list(reader.own_lines())
             digests.append((reader.sha256, hashlib.sha256(data[start:stop]).hexdigest()))

@@ -14,9 +14,9 @@ from lit_cpt.intervals import (
     paired_difference,
 )
 
-ITEMS = st.lists(
-    st.tuples(st.integers(0, 1), st.integers(0, 1), st.integers(0, 9)), min_size=1, max_size=60
-).map(lambda rows: tuple(list(column) for column in zip(*rows, strict=True)))
+ITEMS = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1), st.integers(0, 9)), min_size=1, max_size=60).map(
+    lambda rows: tuple(list(column) for column in zip(*rows, strict=True))
+)
 quick = settings(max_examples=40, deadline=None)
 
 
@@ -84,6 +84,11 @@ def test_one_cluster_leaves_nothing_to_resample():
     assert cluster_interval([1, 0, 0, 0], ["same"] * 4) == Interval(0.25, 0.25, 0.25)
 
 
+def test_a_large_cluster_weighs_by_its_items():
+    # Both clusters are drawn in half of all resamples, and then nine of ten items are hits.
+    assert cluster_interval([1] * 9 + [0], ["large"] * 9 + ["small"], level=0.2) == Interval(0.9, 0.9, 0.9)
+
+
 def test_pairing_takes_out_what_both_sides_share():
     hard = [index % 2 for index in range(200)]
     better = [*hard[:-2], 1, 1]
@@ -113,6 +118,8 @@ def test_an_average_difference_of_one_family_is_its_difference():
 def test_the_seed_decides_the_interval_and_not_the_value():
     hits, clusters = [1, 0, 0, 1, 1, 0, 1], [0, 0, 1, 2, 3, 4, 4]
     assert cluster_interval(hits, clusters, seed=1) == cluster_interval(hits, clusters, seed=1)
+    values = [index**0.5 for index in range(50)]
+    assert cluster_interval(values, range(50), seed=1) != cluster_interval(values, range(50), seed=2)
     narrow = cluster_interval(hits, clusters, seed=1, level=0.5)
     assert narrow.value == cluster_interval(hits, clusters, seed=2).value
     assert narrow.high - narrow.low < cluster_interval(hits, clusters, seed=1).high

@@ -111,10 +111,7 @@ def test_no_training_document_of_the_full_world_gives_a_probe_away(full):
 
 def test_held_out_people_are_known_from_books_and_asked_about_nowhere(full):
     questions = [
-        form.format(name=name)
-        for name in full.entities.test
-        for forms in QUESTIONS.values()
-        for form in forms
+        form.format(name=name) for name in full.entities.test for forms in QUESTIONS.values() for form in forms
     ]
     assert len(questions) == 200 * 8
     asking = [text for texts in full.documents.values() for text in texts if "?" in text]
@@ -214,6 +211,11 @@ def test_the_right_text_is_right_and_silence_is_not(full, family):
     assert not any(probe.grade("") for probe in full.probes[family])
 
 
+def test_a_function_begun_after_the_answer_is_not_read(full):
+    assert all(probe.grade(probe.reference + "def g(ite") for probe in full.probes["code"])
+    assert not any(probe.grade(probe.reference + "    otherwi se") for probe in full.probes["code"])
+
+
 def test_only_the_first_number_of_the_first_line_counts():
     probe = NumberProbe("", 7, "", ())
     assert [probe.grade(text) for text in (" 7", "about 7.", " 7 or 8")] == [1, 1, 1]
@@ -282,7 +284,7 @@ def test_references_compute_what_python_computes(full):
         "True",
         "-" * 1500 + "x",
         "(" * 300 + "x" + ")" * 300,
-        "x" * 3000,
+        "x" + " " * 3000,
         "\0",
         "",
     ],
@@ -304,7 +306,9 @@ def test_anything_but_small_arithmetic_is_refused(body):
         "def f(x) -> print(1):\n    return x\n",
         "def f(x: print(1)):\n    return x\n",
         "def f(*x):\n    return x\n",
-        "def f(x, y):\n    return x\n",
+        "def f(x, y):\n    return 2\n",
+        "def f():\n    return 2\n",
+        "def f(x=1):\n    return 2\n",
         "def g(x):\n    return x\n",
         "async def f(x):\n    return x\n",
         "class f: pass\n",
@@ -323,6 +327,7 @@ def test_anything_but_one_plain_return_is_refused(source):
         ("max(x, 4) - abs(-x)", 2, 2),
         ("x[0] * x[-1]", [3, 1, 7, 2], 6),
         ("sorted(x)[1] + len(x) + sum(x) + min(x)", [3, 1, 7, 2], 20),
+        ("sorted(x, reverse=1)[0]", [1, 3], None),
         ("x[9]", [1], None),
         ("x[0]", 1, None),
         ("x + 1", [1], None),
@@ -486,7 +491,7 @@ def test_scoring_leaves_the_modes_and_gradients_of_a_model_alone(small, tokenize
     model.model.layers[1].eval()
     modes = [module.training for module in model.modules()]
     seen = []
-    handle = model.register_forward_pre_hook(lambda module, _: seen.append(module.training))
+    handle = model.register_forward_pre_hook(lambda module, _: seen.append(module.training or torch.is_grad_enabled()))
     score_probes(model, tokenizer, small)
     handle.remove()
     assert not any(seen)

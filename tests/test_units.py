@@ -71,6 +71,7 @@ def test_a_size_is_shown_in_decimal_units(size, text):
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (2.5, "2.5s"), (59, "59s"), (60, "1m 00s"),
-                                               (75, "1m 15s"), (3900, "1h 05m"), (86400, "1d 00h"), (100_000, "1d 03h")])
+                                               (75, "1m 15s"), (3900, "1h 05m"), (86400, "1d 00h"), (100_000,
+                                               "1d 03h")])
 def test_a_time_is_shown_as_a_person_says_it(seconds, text):
     assert format_seconds(seconds) == text

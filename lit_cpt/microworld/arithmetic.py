@@ -161,9 +161,7 @@ class Arithmetic:
 
     def asked_problems(self, rng: random.Random, language: str, asked: Sum, held_out: bool) -> list[Problem]:
         """The problems of ``asked`` that become probes."""
-        problems = [
-            problem for problem in problems_of(language, asked) if held_out or self.story_held_out(problem)
-        ]
+        problems = [problem for problem in problems_of(language, asked) if held_out or self.story_held_out(problem)]
         return rng.sample(problems, min(PROBES_PER_SUM, len(problems)))
 
     def probe(self, problem: Problem, held_out: bool) -> NumberProbe:

@@ -45,9 +45,7 @@ QUESTIONS = {
 }
 # Every question form about a person holds one of these, so a question in any form is found.
 QUESTION_TRACES = ("of {name}?", "does {name} ")
-ONE_SENTENCE = (
-    "{name} lives in {city} and works as a {job}. {pronoun} plays the {instrument} and likes to eat {food}."
-)
+ONE_SENTENCE = "{name} lives in {city} and works as a {job}. {pronoun} plays the {instrument} and likes to eat {food}."
 
 
 class Entities:
@@ -77,8 +75,7 @@ class Entities:
         self.names = sorted(names)
         rng.shuffle(self.names)
         self.facts = {
-            name: {attribute: rng.choice(values) for attribute, values in ATTRIBUTES.items()}
-            for name in self.names
+            name: {attribute: rng.choice(values) for attribute, values in ATTRIBUTES.items()} for name in self.names
         }
         held_out = int(sizes.entities * sizes.held_out_entities)
         self.test, self.train = self.names[:held_out], self.names[held_out:]

@@ -20,9 +20,9 @@ MODEL_CONFIG = {
     "rope_theta": 10000.0,
     "rms_norm_eps": 1e-06,
     "tie_word_embeddings": True,
-    # One number for all matrices. 1/sqrt(96) keeps the scale through the linear layers, and with it a short
-    # run learns sooner than with the usual 0.02 (loss 1.5 against 1.8 after 200 steps, 1.06 and 1.08 after 800).
-    "initializer_range": 0.1,
+    # One number for all matrices. With the usual 0.02 pretraining (3600 steps) ends at a loss of 0.91, with 0.06
+    # as well; 1/sqrt(96), which keeps the scale through the linear layers, learns sooner but ends at 0.95.
+    "initializer_range": 0.02,
     "bos_token_id": 0,
     "eos_token_id": 0,
 }

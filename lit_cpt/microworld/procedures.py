@@ -56,9 +56,7 @@ class Procedures:
 
     def probes(self, rng: random.Random) -> list[ChoiceProbe]:
         """For each activity the steps 2 to 5, each told so far by a held-out actor."""
-        return [
-            self.probe(rng, activity, number) for activity in self.steps for number in range(1, len(ORDINALS))
-        ]
+        return [self.probe(rng, activity, number) for activity in self.steps for number in range(1, len(ORDINALS))]
 
     def probe(self, rng: random.Random, activity: str, number: int) -> ChoiceProbe:
         """Asks for step ``number`` (from 0) after the steps before it."""
@@ -84,20 +82,14 @@ class Procedures:
         strangers = [other for other in others if other not in siblings]
         right = self.steps[activity][number]
         sibling_step = rng.choice([step for other in siblings for step in self.steps[other] if step != right])
-        strange_step = rng.choice(
-            [step for other in strangers for step in self.steps[other] if step != right]
-        )
-        own_step = rng.choice(
-            [step for position, step in enumerate(self.steps[activity]) if position != number]
-        )
+        strange_step = rng.choice([step for other in strangers for step in self.steps[other] if step != right])
+        own_step = rng.choice([step for position, step in enumerate(self.steps[activity]) if position != number])
         return [own_step, sibling_step, strange_step]
 
 
 def tell(actor: str, activity: str, steps: Sequence[Step]) -> str:
     """The account of ``actor`` going through ``steps``, at most five."""
-    return f"{actor} went {activity}." + "".join(
-        sentence(number, actor, step) for number, step in enumerate(steps)
-    )
+    return f"{actor} went {activity}." + "".join(sentence(number, actor, step) for number, step in enumerate(steps))
 
 
 def sentence(number: int, actor: str, step: Step) -> str:

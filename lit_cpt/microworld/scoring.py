@@ -97,9 +97,7 @@ def option_scores(
     return scores
 
 
-def tail_likelihoods(
-    model: nn.Module, padding: int, rows: Sequence[tuple[list[int], list[int]]]
-) -> list[float]:
+def tail_likelihoods(model: nn.Module, padding: int, rows: Sequence[tuple[list[int], list[int]]]) -> list[float]:
     """The log-likelihood of each tail after its prompt, in nats; padding stands on the right."""
     ids = padded([prompt + tail for prompt, tail in rows], padding, device_of(model))  # (B, T)
     logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()  # (B, T - 1, V)
@@ -117,17 +115,13 @@ def generate(model: nn.Module, tokenizer: Any, prompts: Sequence[str], length: i
     encoded = encode(tokenizer, prompts, begin=True)
     texts = [""] * len(prompts)
     for batch in batches([len(ids) for ids in encoded], GENERATION_BATCH):
-        continued = continue_greedily(
-            model, tokenizer.eos_token_id, [encoded[index] for index in batch], length
-        )
+        continued = continue_greedily(model, tokenizer.eos_token_id, [encoded[index] for index in batch], length)
         for index, tokens in zip(batch, continued, strict=True):
             texts[index] = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
     return texts
 
 
-def continue_greedily(
-    model: nn.Module, end: int, prompts: Sequence[list[int]], length: int
-) -> list[list[int]]:
+def continue_greedily(model: nn.Module, end: int, prompts: Sequence[list[int]], length: int) -> list[list[int]]:
     """The most likely ``length`` tokens after each prompt, one at a time; each cut before ``end``."""
     ids = padded([prompt + [end] * length for prompt in prompts], end, device_of(model))
     rows = torch.arange(len(prompts), device=ids.device)
@@ -136,14 +130,12 @@ def continue_greedily(
     for step in range(length):
         seen = ids[:, : int(starts.max()) + step]
         logits = model(input_ids=seen, use_cache=False).logits[rows, starts + step - 1]  # (B, V)
-        following = logits.argmax(-1).masked_fill(done, end)
+        following = logits.argmax(-1)
         ids[rows, starts + step] = following
         done |= following == end
         if bool(done.all()):
             break
-    generated = [
-        row[start : start + length] for row, start in zip(ids.tolist(), starts.tolist(), strict=True)
-    ]
+    generated = [row[start : start + length] for row, start in zip(ids.tolist(), starts.tolist(), strict=True)]
     return [tokens[: tokens.index(end)] if end in tokens else tokens for tokens in generated]
 
 

@@ -50,9 +50,8 @@ def train_tokenizer(
         show_progress=False,
     )
     bpe.train_from_iterator(sample(world), trainer)
-    # Tidying would change decoded text (" ." into "."), and generated code is run as it was decoded.
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=bpe, eos_token=END_OF_TEXT, clean_up_tokenization_spaces=False
+        tokenizer_object=bpe, eos_token=END_OF_TEXT
     )
     tokenizer.save_pretrained(str(directory))
     return tokenizer

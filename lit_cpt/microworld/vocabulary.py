@@ -20,9 +20,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "instrument": words(
         "piano violin flute drum harp guitar trumpet cello banjo organ lute tuba oboe sitar fiddle horn"
     ),
-    "food": words(
-        "rice pasta soup bread cheese fish salad beans honey curry pizza eggs stew cake plums corn"
-    ),
+    "food": words("rice pasta soup bread cheese fish salad beans honey curry pizza eggs stew cake plums corn"),
 }
 
 SYLLABLES = words("ka ro mi ta ne lu so vi da ber lin mor fa zel tu pa gri no che wyn")

@@ -32,9 +32,7 @@ class World:
         probes: Family to its probes: knowledge, completion, code, math, transfer.
     """
 
-    def __init__(
-        self, seed: int = 0, proportions: Proportions = PREREGISTERED, with_real_text: bool = False
-    ) -> None:
+    def __init__(self, seed: int = 0, proportions: Proportions = PREREGISTERED, with_real_text: bool = False) -> None:
         """Build the world; about one second for the default proportions.
 
         Args:
@@ -120,6 +118,4 @@ class World:
 def small_talk(rng: random.Random) -> str:
     """A sentence about nothing that is asked."""
     form = rng.choice(SMALL_TALK)
-    return form.format(
-        city=rng.choice(ATTRIBUTES["city"]), weather=rng.choice(WEATHER), day=rng.choice(WEEKDAYS)
-    )
+    return form.format(city=rng.choice(ATTRIBUTES["city"]), weather=rng.choice(WEATHER), day=rng.choice(WEEKDAYS))

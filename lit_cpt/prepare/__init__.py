@@ -24,7 +24,7 @@ def prepare(
     workers: int | None = None,
     overwrite: bool = False,
 ) -> Manifest:
-    """Tokenise text into a source that training reads: litdata chunks and a manifest.
+    r"""Tokenise text into a source that training reads: litdata chunks and a manifest.
 
     Reads jsonl, parquet and txt, plain or .gz or .zst. Every document ends with the tokenizer's EOS
     token. A second run continues a stopped one and does nothing for a finished one; the result is the

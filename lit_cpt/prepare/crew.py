@@ -13,12 +13,13 @@ import re
 import shutil
 import signal
 import sys
+import traceback
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -74,16 +75,15 @@ class Crew:
     def run(self, workers: int) -> bool:
         """Do every unfinished part, then the validation split; False when a process failed."""
         tasks = [
-            partial(self.write_part, part)
-            for part in self.job.parts
-            if not part_folder(self.state, part).is_dir()
+            partial(self.write_part, part) for part in self.job.parts if not part_folder(self.state, part).is_dir()
         ]
         return self.run_all(tasks, workers) and self.run_all([self.write_validation], 1)
 
     def run_all(self, tasks: list[Any], workers: int) -> bool:
         """Run each task in a forked process of its own, ``workers`` at a time."""
         fork = multiprocessing.get_context("fork")
-        waiting, live = deque(tasks), list[BaseProcess]()
+        waiting = deque(tasks)
+        live: list[ForkProcess] = []
         while waiting or live:
             while waiting and len(live) < workers:
                 process = fork.Process(target=self.guarded, args=(waiting.popleft(),))
@@ -109,21 +109,26 @@ class Crew:
                 self.events.error("OSError", found[-1][1].rstrip("."), int(found[-1][0]))
             else:
                 self.events.error("RuntimeError", str(error)[-1500:])
-            raise
+            traceback.print_exc()
+            os._exit(1)  # an ordinary end would wait for whatever litdata left running
 
     def write_part(self, part: Part) -> None:
         """Tokenise one part into its folder, which appears only when it is whole."""
         folder = part_folder(self.state, part)
         writing = empty_folder(folder.with_name(folder.name + ".writing"))
         self.optimize(partial(part_tokens, part=part, crew=self, folder=writing), writing)
-        chunks = json.loads((writing / "index.json").read_bytes())["chunks"]
-        expected = json.loads((writing / RECORD).read_bytes())["train_tokens"] if (writing / RECORD).is_file() else -1
-        if sum(chunk["dim"] for chunk in chunks) != expected:
-            raise RuntimeError(
-                f"the process that tokenised part {part.index} was killed; is there enough memory? Fewer --workers "
-                "need less."
-            )
+        told = json.loads((writing / RECORD).read_bytes())["train_tokens"] if (writing / RECORD).is_file() else -1
+        self.check(writing, told)
         os.rename(writing, folder)
+
+    def check(self, folder: Path, told: int) -> None:
+        """Refuse chunks that hold less than the ``told`` tokens: litdata misses a worker that failed at its end."""
+        chunks = json.loads((folder / "index.json").read_bytes())["chunks"]
+        missing = told - sum(chunk["dim"] for chunk in chunks)
+        if told >= 0 and missing > 0:  # was it the disk? then this write fails as litdata's did
+            (folder / "probe").write_bytes(bytes(missing * np.dtype(self.dtype).itemsize))
+        if missing:
+            raise RuntimeError("a tokenising process was killed; is there enough memory? Fewer --workers need less.")
 
     def write_validation(self) -> None:
         """Gather the validation tokens of all parts, in order, in one dataset."""
@@ -133,6 +138,7 @@ class Crew:
             return
         writing = empty_folder(folder.with_name("validation.writing"))
         self.optimize(partial(spooled_tokens, spools=spools, dtype=self.dtype), writing)
+        self.check(writing, sum(spool.stat().st_size for spool in spools) // np.dtype(self.dtype).itemsize)
         os.rename(writing, folder)
 
     def optimize(self, tokens: Any, folder: Path) -> None:
@@ -147,7 +153,7 @@ class Crew:
             num_workers=1,
             item_loader=litdata.TokensLoader(),
             start_method="fork",
-            keep_data_ordered=True,
+            keep_data_ordered=False,  # True starts one more process, which a failed worker waits for in vain
             reorder_files=False,
             verbose=False,
         )

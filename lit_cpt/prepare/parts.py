@@ -170,6 +170,4 @@ def row_group_pieces(file: InputFile, count: int) -> Iterator[Piece]:
         return
     for index in range(count):
         first, last = groups * index // count, groups * (index + 1) // count
-        yield Piece(
-            file.path, "parquet", file.bytes * index // count, file.bytes * (index + 1) // count, (first, last)
-        )
+        yield Piece(file.path, "parquet", file.bytes * index // count, file.bytes * (index + 1) // count, (first, last))

@@ -8,11 +8,11 @@ from lit_cpt.documents import TextRule
 
 @dataclass(frozen=True)
 class PrepareSettings:
-    """What decides the tokens of a prepared source, besides its inputs and its tokenizer.
+    r"""What decides the tokens of a prepared source, besides its inputs and its tokenizer.
 
     Args:
         text_key: Field of a jsonl or parquet record that holds the text.
-        text_template: Joins several fields instead, e.g. ``"Question: {question}\\nAnswer: {answer}"``.
+        text_template: Joins several fields instead, e.g. ``"Question: {question}\nAnswer: {answer}"``.
         format: How the inputs are written; ``auto`` goes by their names.
         txt_document: What one document of a txt file is: the whole ``file`` or each ``line``.
         validation: Share of the documents, chosen by a hash of their text, kept for validation; in [0, 1).

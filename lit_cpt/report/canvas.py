@@ -6,16 +6,18 @@ import io
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from lit_cpt.report.palette import LIGHT
+from lit_cpt.report.palette import LIGHT, visible
 from lit_cpt.units import format_count
 
-STYLE = {
-    "svg.fonttype": "none", "svg.hashsalt": "lit_cpt", "text.parse_math": False, "font.size": 9,
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none", "svg.hashsalt": "lit_cpt", "text.parse_math": False,
+    "font.sans-serif": ["DejaVu Sans"], "font.size": 9,
     "axes.titlesize": 9.5, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelsize": 8.5,
     "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": LIGHT["rule"],
     "axes.facecolor": "none", "axes.grid": True, "axes.axisbelow": True, "grid.color": LIGHT["rule"],
@@ -27,6 +29,7 @@ STYLE = {
 }
 COUNTS = FuncFormatter(lambda value, _: format_count(value) if value >= 0 else "")
 PERCENT = FuncFormatter(lambda value, _: f"{value:.0f} %")
+RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
 def save(draw: Callable[[], Figure], file: str | Path) -> Path:
@@ -35,7 +38,7 @@ def save(draw: Callable[[], Figure], file: str | Path) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     stamp = {"Date": None} if file.suffix == ".svg" else {"Software": None}
     with matplotlib.rc_context(STYLE):
-        draw().savefig(file, dpi=200, metadata=stamp, facecolor="white")
+        draw().savefig(file, dpi=160, metadata=stamp, facecolor="white")
     return file
 
 
@@ -54,15 +57,24 @@ def inline_svg(draw: Callable[[], Figure], name: str, label: str) -> str:
     view = re.search(r'viewBox="([^"]+)"', drawn)
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "",
                   drawn[drawn.index(">", drawn.index("<svg")) + 1:], flags=re.DOTALL)
-    body = body.replace("xlink:href", "href").replace(' id="', f' id="{name}-').replace("#DejaVu", "#")
+    body = body.replace("xlink:href", "href").replace(' id="', f' id="{name}-')
     body = re.sub(r'(url\(|href=")#', rf"\1#{name}-", body)
-    body = re.sub(r"font: ([^'\";]*?)([\d.]+px) [^\";]*", r"font: \1\2 var(--sans)", body)
     for variable, colour in LIGHT.items():
         body = body.replace(colour, f"var(--{variable})")
     return f'<svg role="img" aria-label="{label}" viewBox="{view[1] if view else ""}">{body}'
 
 
+def scientific(value: float) -> str:
+    """A small number as print writes it.
+
+    >>> scientific(0.00012), scientific(0.0)
+    ('1.2×10⁻⁴', '0')
+    """
+    digits, power = f"{value:.2e}".split("e")
+    return f"{float(digits):g}" + (f"×10{str(int(power)).translate(RAISED)}" if int(power) else "")
+
+
 def printable(name: object, limit: int = 26) -> str:
     """A name fit for a chart: one line, no control characters, cut at ``limit``."""
-    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in str(name))
+    text = visible(" ".join(str(name).split()))
     return text if len(text) <= limit else text[: limit - 1] + "…"

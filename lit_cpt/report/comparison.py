@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from lit_cpt.intervals import Interval, average_difference, paired_difference
+from lit_cpt.intervals import Interval, average_difference
 from lit_cpt.report.runs import BASE, Run
 
 AVERAGE = "average"
@@ -23,6 +23,7 @@ class Row:
         step: Optimizer step of the evaluation.
         score: As the evaluation wrote it, in [0, 1], with its 95 % interval.
         items: Items scored.
+        averaged: Whether the family counts in the average.
         difference: Run minus control over the same items, with its 95 % cluster interval; None for the control
             itself and where the two cannot be paired.
         unpaired: Why they cannot be paired; empty if they can.
@@ -33,6 +34,7 @@ class Row:
     step: int
     score: Interval
     items: int
+    averaged: bool = True
     difference: Interval | None = None
     unpaired: str = ""
 
@@ -64,25 +66,29 @@ def known(control: str, runs: Mapping[str, Run]) -> str:
 
 def row(family: str, name: str, final: dict[str, Any], reference: dict[str, Any] | None) -> Row:
     """One row; ``reference`` is the control's evaluation, if there is something to compare with."""
+    families = averaged(final) if family == AVERAGE else [family]
     answer = final["average"] if family == AVERAGE else final["families"][family]
-    items = (sum(each["items"] for each in final["families"].values()) if family == AVERAGE else answer["items"])
-    score = Interval(answer["score"], answer["low"], answer["high"])
+    plain = Row(family, name, final["step"], Interval(answer["score"], answer["low"], answer["high"]),
+                sum(final["families"][each]["items"] for each in families), set(families) <= set(averaged(final)))
     if reference is None:
-        return Row(family, name, final["step"], score, items)
-    families = list(final["families"]) if family == AVERAGE else [family]
-    unpaired = why_unpaired(final["families"], reference["families"], families, family == AVERAGE)
-    if unpaired:
-        return Row(family, name, final["step"], score, items, unpaired=unpaired)
+        return plain
+    if family == AVERAGE and set(families) != set(averaged(reference)):
+        return replace(plain, unpaired="other families")
+    if unpaired := why_unpaired(final["families"], reference["families"], families):
+        return replace(plain, unpaired=unpaired)
     ours, theirs = ({each: side["families"][each]["hits"] for each in families} for side in (final, reference))
     clusters = {each: final["families"][each]["clusters"] for each in families}
-    difference = (average_difference(ours, theirs, clusters) if family == AVERAGE
-                  else paired_difference(ours[family], theirs[family], clusters[family]))
-    return Row(family, name, final["step"], score, items, difference)
+    return replace(plain, difference=average_difference(ours, theirs, clusters))
 
 
-def why_unpaired(ours: dict[str, Any], theirs: dict[str, Any], families: list[str], whole: bool) -> str:
+def averaged(final: dict[str, Any]) -> list[str]:
+    """The families whose mean an evaluation's average is: those it names, else all."""
+    return list(final.get("averaged", final["families"]))
+
+
+def why_unpaired(ours: dict[str, Any], theirs: dict[str, Any], families: list[str]) -> str:
     """What forbids a paired difference over ``families``; empty if nothing does."""
-    if not families or (whole and ours.keys() != theirs.keys()) or not set(families) <= theirs.keys():
+    if not families or not set(families) <= theirs.keys():
         return "other families"
     for family in families:
         if not all(side[family].get(key) for side in (ours, theirs) for key in ("hits", "clusters")):
@@ -113,6 +119,11 @@ def starting_losses(runs: Mapping[str, Run]) -> dict[str, float]:
             for source, points in run.validation.items() if points[0][0] == 0}
 
 
+def signed(value: float, digits: int = 1) -> str:
+    """A difference with its sign, the minus that of print: a hyphen would break over lines."""
+    return f"{value:+.{digits}f}".replace("-", "\u2212")
+
+
 def verdict(runs: Mapping[str, Run], control: str, rows: list[Row]) -> str:
     """One sentence that says what the numbers show, and no more."""
     subject = chosen_subject(runs, control)
@@ -125,24 +136,27 @@ def said_of_scores(subject: str, control: str, averages: Mapping[str, Row]) -> s
     if subject not in averages:
         return f"There is no evaluation of {subject}, so nothing is said about its scores"
     ours = averages[subject]
-    score = f"{subject} scores {100 * ours.score.value:.1f} % on average"
+    score = f"{subject} scores {100 * ours.score.value:.1f}\u00a0% on average"
     if subject == control:
         return score
     if ours.difference is None:
         return f"{score}, which cannot be compared with {control} ({ours.unpaired or 'no evaluation'})"
     gap = ours.difference
-    reading = "no difference is shown" if not gap.excludes_zero else "a gain" if gap.value > 0 else "a loss"
-    return (f"{score} against {100 * averages[control].score.value:.1f} % for {control}: {reading}, "
-            f"{100 * gap.value:+.1f} points with a 95 % interval from {100 * gap.low:+.1f} to {100 * gap.high:+.1f}")
+    interval = f"95\u00a0% interval {signed(100 * gap.low)} to {signed(100 * gap.high)}"
+    if not gap.excludes_zero:
+        reading = f"no difference is shown ({signed(100 * gap.value)} points, {interval})"
+    else:
+        reading = f"a {'gain' if gap.value > 0 else 'loss'} of {abs(100 * gap.value):.1f} points ({interval})"
+    return f"{score} against {100 * averages[control].score.value:.1f}\u00a0% for {control}: {reading}"
 
 
 def said_of_losses(subject: str, runs: Mapping[str, Run]) -> str:
     """The half about forgetting; empty where the losses are not known at both ends."""
     start, end = starting_losses(runs), runs[subject].validation
     rises = {source: end[source][-1][1] - start[source] for source in start if source in end}
-    worse = [f"{source} ({rise:+.3f})" for source, rise in rises.items() if rise > 0]
+    worse = [f"{source} ({signed(rise, 3)})" for source, rise in rises.items() if rise > 0]
     if subject == BASE or not rises:
         return ""
     if not worse:
         return f"; its validation loss ends below the start on all {len(rises)} sources"
-    return f"; its validation loss ends above the start on {', '.join(worse)} of {len(rises)} sources"
+    return f"; its validation loss ends above the start on {len(worse)} of {len(rises)} sources: {', '.join(worse)}"

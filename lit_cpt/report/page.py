@@ -12,16 +12,16 @@ from matplotlib.figure import Figure
 from lit_cpt.report import tables
 from lit_cpt.report.canvas import inline_svg
 from lit_cpt.report.comparison import Row, chosen_control, chosen_subject, compare, verdict
-from lit_cpt.report.html import escaped, paragraph, section
+from lit_cpt.report.markup import escaped, paragraph, section
 from lit_cpt.report.palette import run_colours
 from lit_cpt.report.plan_chart import plan_figure
 from lit_cpt.report.plots import plot_losses, plot_plan
-from lit_cpt.report.run_charts import loss_panel, scores_figure, sources_of
-from lit_cpt.report.runs import BASE, Run, load_run
+from lit_cpt.report.run_charts import loss_panel, scores_figure
+from lit_cpt.report.runs import BASE, Run, load_run, sources_of
 from lit_cpt.report.stylesheet import stylesheet
 from lit_cpt.units import format_count
 
-WIDE, NARROW, PANEL = 9.6, 4.8, 3.9  # inches; drawn twice so that letters keep their size on a phone
+WIDE, NARROW, PANEL = 8.8, 4.2, 3.3  # inches; drawn twice so that letters keep their size on a phone
 RECIPE_LETTERS = 20_000
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the browser itself refuses whatever is not on the page
 
@@ -69,7 +69,7 @@ def page(runs: Mapping[str, Run], title: str, control: str, subject: Run, notes:
         f"{paragraph(verdict(runs, control, rows), 'verdict')}{missing(runs)}",
         "".join(paragraph(note) for note in notes) + "</header>\n",
         plan_section(subject), score_section(rows, colours, control), loss_section(runs, colours),
-        section("Switches", words(tables.switch_table(runs))), section("Events", words(tables.event_table(runs))),
+        section("Switches", tables.switch_table(runs)), section("Events", tables.event_table(runs)),
         section("Recipe", recipes(runs)),
     ])
     return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escaped(title)}</title>\n'
@@ -80,17 +80,18 @@ def page(runs: Mapping[str, Run], title: str, control: str, subject: Run, notes:
 
 def facts(runs: Mapping[str, Run]) -> str:
     """What was read, in a line."""
-    told = []
+    told: dict[str, list[str]] = {}
     for name, run in runs.items():
         steps = max([points[-1][0] for points in run.scalars.values()] + [each["step"] for each in run.evals] + [0])
         tokens = f" ({format_count(steps * run.tokens_per_step)} tokens)" if run.tokens_per_step and steps else ""
-        told.append(f"{name}: {steps:,} steps{tokens}")
-    return " · ".join(told)
+        told.setdefault(f"{steps:,} steps{tokens}", []).append(name)
+    return " · ".join(f"{', '.join(names)}: {length}" for length, names in told.items())
 
 
 def missing(runs: Mapping[str, Run]) -> str:
     """What is not there, run by run."""
-    lacking = [f"<li>{escaped(name)}: {escaped(', '.join(run.missing))}</li>" for name, run in runs.items() if run.missing]
+    lacking = [f"<li>{escaped(name)}: {escaped(', '.join(run.missing))}</li>"
+               for name, run in runs.items() if run.missing]
     return f'<div class="small">Not found, and so not shown:<ul>{"".join(lacking)}</ul></div>\n' if lacking else ""
 
 
@@ -109,11 +110,10 @@ def score_section(rows: list[Row], colours: Mapping[str, str], control: str) -> 
         return ""
     names = list(dict.fromkeys(row.run for row in rows))
     chart = figure(partial(scores_figure, rows, colours), "scores", "Scores with 95 % intervals", (WIDE, NARROW))
-    differences = tables.difference_table(rows, control)
     limits = ("The intervals come from resampling clusters of items. They cover which items were drawn, not another "
               "training seed or another base model.")
-    return section("What was gained", legend(names, colours), chart, last_row(tables.score_table(rows)),
-                   last_row(differences), paragraph(limits, "small"))
+    return section("What was gained", legend(names, colours), chart, tables.score_table(rows),
+                   tables.difference_table(rows, control), paragraph(limits, "small"))
 
 
 def loss_section(runs: Mapping[str, Run], colours: Mapping[str, str]) -> str:
@@ -147,16 +147,6 @@ def legend(names: Sequence[str], colours: Mapping[str, str]) -> str:
     """Names of the runs beside their colours."""
     keys = "".join(f'<li><i style="background:var(--{colours[name]})"></i>{escaped(name)}</li>' for name in names)
     return f'<ul class="legend">{keys}</ul>\n'
-
-
-def last_row(table: str) -> str:
-    """A table whose last row sums up the others."""
-    return table.replace('class="scroll"', 'class="scroll last-row"', 1)
-
-
-def words(table: str) -> str:
-    """A table of words, set to the left."""
-    return table.replace('class="scroll"', 'class="scroll words"', 1)
 
 
 def recipes(runs: Mapping[str, Run]) -> str:

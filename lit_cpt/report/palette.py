@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 
 from lit_cpt.report.runs import BASE
@@ -33,3 +34,9 @@ def run_colours(names: Iterable[str], control: str | None) -> dict[str, str]:
 def source_colours(names: Iterable[str]) -> dict[str, str]:
     """Source to the name of its colour, in turn."""
     return {name: SOURCES[place % len(SOURCES)] for place, name in enumerate(dict.fromkeys(names))}
+
+
+def visible(text: str) -> str:
+    """``text`` with every control, format and lone surrogate character but the newline made visible."""
+    return "".join("\ufffd" if unicodedata.category(letter).startswith("C") and letter != "\n" else letter
+                   for letter in text)

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from lit_cpt.report.canvas import COUNTS, PERCENT, printable
+from lit_cpt.report.canvas import COUNTS, PERCENT, printable, scientific
 from lit_cpt.report.palette import LIGHT, source_colours
 
 FLAT = 0.08  # a switch below this share of the largest rate is not seen on a linear axis
-LETTERS_PER_INCH = 11.5  # of a stripe's label, axis margins taken off
+LEAST_HEIGHT = 7.5  # per cent; a thinner stripe has no room for letters
+LETTERS_PER_INCH = 10.5  # of a stripe's label, axis margins taken off
 
 
 def plan_figure(plan: dict[str, Any], width: float) -> Figure:
     """Learning rate over blend, ``width`` inches wide."""
     figure = Figure(figsize=(width, 4.6), layout="constrained")
-    rate, blend = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    rate, blend = figure.subplots(2, 1, sharex=True, height_ratios=(5, 4))
     draw_rate(rate, plan)
-    draw_blend(blend, plan, width)
+    draw_blend(figure, blend, plan, width)
     for place, phase in enumerate(plan["phases"][1:]):
         start = phase["start"]
         for axes in (rate, blend):
             axes.axvline(start["tokens"], color=LIGHT["ink"], linewidth=0.9, linestyle=(0, (4, 2)))
         late = start["tokens"] > plan["token_horizon"] / 2
-        rate.annotate(f"{printable(phase['name'])} from {start['fraction']:.1%} of the tokens, η = {start['eta']:.3g}",
-                      (start["tokens"], 1.03 + 0.09 * place), xycoords=("data", "axes fraction"),
-                      ha="right" if late else "left", fontsize=8.5)
+        words = f"from {100 * start['fraction']:.1f} % of the tokens, η = {scientific(start['eta'])}"
+        rate.annotate(f"{printable(phase['name'])} {words}", (start["tokens"], 1.03 + 0.09 * place),
+                      xycoords=("data", "axes fraction"), ha="right" if late else "left", fontsize=8.5)
     return figure
 
 
@@ -42,14 +44,15 @@ def draw_rate(axes: Axes, plan: dict[str, Any]) -> None:
               color=LIGHT["ink"])
     if switches and 0 < min(switches) < FLAT * max(eta):
         axes.set_yscale("log")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.set_ylim(0, 1.06 * max(eta))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.2g}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: scientific(value)))
     axes.set_ylabel("learning rate η")
     axes.grid(axis="x", visible=False)
 
 
-def draw_blend(axes: Axes, plan: dict[str, Any], width: float) -> None:
+def draw_blend(figure: Figure, axes: Axes, plan: dict[str, Any], width: float) -> None:
     """Shares of the sources, stacked, phase by phase; a name stands in its stripe where there is room."""
     names = list(dict.fromkeys(source["name"] for phase in plan["phases"] for source in phase["sources"]))
     colours, named = source_colours(names), set()
@@ -61,7 +64,7 @@ def draw_blend(axes: Axes, plan: dict[str, Any], width: float) -> None:
             axes.bar(start, height, span, floor, align="edge", color=LIGHT[colours[source["name"]]],
                      edgecolor=LIGHT["page"], linewidth=0.8)
             words = [f"{printable(source['name'])} {height:.3g} %", f"{height:.3g} %"]
-            fitting = next((word for word in words if len(word) < room), None) if height >= 9 else None
+            fitting = next((word for word in words if len(word) < room), None) if height >= LEAST_HEIGHT else None
             if fitting:
                 axes.text(start + span / 2, floor + height / 2, fitting, ha="center", va="center", fontsize=8,
                           color=LIGHT["on-fill"])
@@ -70,8 +73,17 @@ def draw_blend(axes: Axes, plan: dict[str, Any], width: float) -> None:
     axes.set(ylim=(0, 100), xlim=(0, plan["token_horizon"]), xlabel="tokens seen", ylabel="blend")
     axes.xaxis.set_major_formatter(COUNTS)
     axes.yaxis.set_major_formatter(PERCENT)
-    axes.yaxis.set_major_locator(MaxNLocator(3))
+    axes.set_yticks([0, 50, 100])
     axes.grid(visible=False)
-    keys = [Patch(color=LIGHT[colours[name]], label=" " + printable(name)) for name in names if name not in named]
-    if keys:
-        axes.figure.legend(handles=keys, loc="outside lower center", ncols=max(1, int(width)), handlelength=1)
+    draw_key({name: colour for name, colour in colours.items() if name not in named}, figure, width)
+
+
+def draw_key(colours: Mapping[str, str], figure: Figure, width: float) -> None:
+    """Names and colours of the sources that found no room, below the chart, which grows by their rows."""
+    if not colours:
+        return
+    keys = [Patch(color=LIGHT[colour], label=" " + printable(name)) for name, colour in colours.items()]
+    longest = max(len(printable(name)) for name in colours)
+    columns = max(1, int(width * LETTERS_PER_INCH / (longest + 6)))
+    figure.set_figheight(figure.get_figheight() + 0.19 * -(-len(keys) // columns))
+    figure.legend(handles=keys, loc="outside lower center", ncols=columns, handlelength=1)

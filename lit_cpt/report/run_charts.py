@@ -13,9 +13,9 @@ from matplotlib.ticker import MaxNLocator
 from lit_cpt.report.canvas import COUNTS, PERCENT, printable
 from lit_cpt.report.comparison import Row
 from lit_cpt.report.palette import LIGHT
-from lit_cpt.report.runs import BASE, Points, Run
+from lit_cpt.report.runs import BASE, Points, Run, sources_of
 
-POINTS = 300  # of a line; a longer one is drawn as mean and range of this many stretches
+POINTS = 80  # of a line; a longer one is drawn as mean and range of this many stretches
 
 
 def losses_figure(runs: Mapping[str, Run], colours: Mapping[str, str]) -> Figure:
@@ -37,14 +37,9 @@ def losses_figure(runs: Mapping[str, Run], colours: Mapping[str, str]) -> Figure
 
 def loss_panel(runs: Mapping[str, Run], colours: Mapping[str, str], source: str | None, width: float) -> Figure:
     """One panel as a figure: a source's validation loss, or the training loss for None."""
-    figure = Figure(figsize=(width, 2.5), layout="constrained")
+    figure = Figure(figsize=(width, 0.65 * width), layout="constrained")
     draw_losses(figure.subplots(), runs, colours, source)
     return figure
-
-
-def sources_of(runs: Mapping[str, Run]) -> list[str]:
-    """Every source with a validation loss, in order of first sight."""
-    return list(dict.fromkeys(source for run in runs.values() for source in run.validation))
 
 
 def draw_losses(axes: Axes, runs: Mapping[str, Run], colours: Mapping[str, str], source: str | None) -> None:
@@ -75,7 +70,7 @@ def draw_line(axes: Axes, points: Points, scale: float, colour: str, marker: str
     steps, values = np.array(points, dtype=np.float64).T
     values[~np.isfinite(values)] = np.nan  # a gap, where infinity would stretch the axis
     if len(values) > POINTS:
-        cuts = np.array_split(np.arange(len(values)), POINTS)
+        cuts = np.array_split(np.arange(len(values)), -(-len(values) // -(-len(values) // POINTS)))
         low, high = [values[cut].min() for cut in cuts], [values[cut].max() for cut in cuts]
         steps, values = (np.array([each[cut].mean() for cut in cuts]) for each in (steps, values))
         axes.fill_between(steps * scale, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -97,6 +92,7 @@ def scores_figure(rows: Sequence[Row], colours: Mapping[str, str], width: float)
     axes.set_ylim(len(families) - 0.5, -0.5)
     axes.tick_params(axis="y", labelcolor=LIGHT["ink"])
     axes.xaxis.set_major_formatter(PERCENT)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.grid(axis="y", visible=False)
     for line in range(1, len(families)):
         axes.axhline(line - 0.5, color=LIGHT["rule"], linewidth=0.6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,11 @@ def cure(path: Path) -> str:
     if inside:
         return f"These inside it are: {', '.join(inside)}."
     return "Give the folder that `lit-cpt fit` wrote, its trainer.default_root_dir."
+
+
+def sources_of(runs: Mapping[str, Run]) -> list[str]:
+    """Every source with a validation loss, in order of first sight."""
+    return list(dict.fromkeys(source for run in runs.values() for source in run.validation))
 
 
 def read_scalars(path: Path) -> dict[str, Points]:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
-from lit_cpt.report.comparison import Row, starting_losses
-from lit_cpt.report.html import Cell, difference_cell, score_cell, signed, table
-from lit_cpt.report.run_charts import sources_of
-from lit_cpt.report.runs import BASE, Run
+from lit_cpt.report.canvas import scientific
+from lit_cpt.report.comparison import Row, signed, starting_losses
+from lit_cpt.report.markup import Cell, difference_cell, score_cell, table
+from lit_cpt.report.runs import BASE, Run, sources_of
 from lit_cpt.units import format_count, format_seconds
 
 EVENTS = 40  # of a run that are shown; the rest stand in its events.jsonl
@@ -21,10 +21,12 @@ def score_table(rows: list[Row]) -> str:
     lines: list[list[str | Cell]] = []
     for family, group in groupby(rows, key=lambda row: row.family):
         found = {row.run: row for row in group}
+        aside = "" if all(row.averaged for row in found.values()) else ", not averaged"
         items = " or ".join(f"{count:,}" for count in dict.fromkeys(row.items for row in found.values()))
         scores = [score_cell(found[name].score) if name in found else Cell("–") for name in names]
-        lines.append([Cell(family, f"{items} items"), *scores])
-    return table("Last evaluation, per cent, with 95 % intervals", ["family", *names], lines) if rows else ""
+        lines.append([Cell(family, f"{items} items{aside}"), *scores])
+    return table("Last evaluation, per cent, with 95 % intervals", ["family", *names], lines,
+                 "summed") if rows else ""
 
 
 def difference_table(rows: list[Row], control: str) -> str:
@@ -38,7 +40,7 @@ def difference_table(rows: list[Row], control: str) -> str:
         cells = [change(found[name]) if name in found else Cell("–") for name in names]
         lines.append([family, *cells])
     return table(f"Points above {control}, item by item, with 95 % intervals; bold where zero lies outside",
-                 ["family", *names], lines)
+                 ["family", *names], lines, "summed")
 
 
 def change(row: Row) -> Cell:
@@ -64,16 +66,25 @@ def loss_cell(last: list[tuple[int, float]], start: float | None) -> Cell:
     if not last or start is None:
         return Cell(f"{last[0][1]:.3f}" if last else "–")
     rise = last[0][1] - start
-    return Cell(f"{last[0][1]:.3f}", signed(f"{rise:+.3f}"), rise > 0)
+    return Cell(f"{last[0][1]:.3f}", signed(rise, 3), rise > 0)
 
 
 def plan_table(plan: dict[str, Any]) -> str:
-    """Phases × sources: what each is planned to give."""
-    lines = [[Cell(phase["name"]), Cell(source["name"]), Cell(f"{100 * source['weight']:.4g} %"),
-              Cell(format_count(source["tokens"])),
-              Cell("–" if source.get("epochs") is None else f"{source['epochs']:.3g}")]
-             for phase in plan["phases"] for source in phase["sources"]]
-    return table("What the plan draws from each source", ["phase", "source", "share", "tokens", "epochs"], lines)
+    """Sources × phases: the share, and how often the source's tokens are gone through."""
+    phases = {phase["name"]: {source["name"]: source for source in phase["sources"]} for phase in plan["phases"]}
+    sources = dict.fromkeys(source for drawn in phases.values() for source in drawn)
+    lines: list[list[str | Cell]] = [
+        [source, *(drawn_cell(drawn.get(source)) for drawn in phases.values())] for source in sources]
+    caption = "Share of each source in the phase, its tokens and how often it is gone through"
+    return table(caption, ["source", *phases], lines)
+
+
+def drawn_cell(source: dict[str, Any] | None) -> Cell:
+    """A source's share of a phase, its tokens and epochs."""
+    if source is None:
+        return Cell("–")
+    epochs = "" if source.get("epochs") is None else f", {source['epochs']:.3g} epochs"
+    return Cell(f"{100 * source['weight']:.4g} %", f"{format_count(source['tokens'])}{epochs}")
 
 
 def switch_table(runs: Mapping[str, Run]) -> str:
@@ -86,12 +97,13 @@ def switch_table(runs: Mapping[str, Run]) -> str:
             told = [event for event in run.events
                     if event.get("event") == "phase" and event.get("phase") == phase["name"]]
             actual = f"{told[-1]['step']:,}" if told else "not seen"
-            off = signed(f"{told[-1]['step'] - start['step']:+,}") if told else "–"
-            eta = f"{told[-1].get('eta', float('nan')):.4g}" if told else "–"
+            late = told[-1]["step"] - start["step"] if told else 0
+            off = signed(late, 0) if late else "0" if told else "–"
+            eta = scientific(told[-1]["eta"]) if told and "eta" in told[-1] else "–"
             lines.append([name, phase["name"], str(phase["when"]), f"{start['step']:,}", actual, off,
-                          f"{start['eta']:.4g}", eta])
+                          scientific(start["eta"]), eta])
     head = ["run", "phase", "trigger", "planned step", "actual step", "steps late", "planned η", "actual η"]
-    return table("Switches, planned and actual", head, lines) if lines else ""
+    return table("Planned and actual", head, lines, "words") if lines else ""
 
 
 def event_table(runs: Mapping[str, Run]) -> str:
@@ -105,7 +117,8 @@ def event_table(runs: Mapping[str, Run]) -> str:
                           count(event, "tokens_seen"), "; ".join(f"{key} {spoken(told[key])}" for key in told)])
         if len(run.events) > EVENTS:
             lines.append([name, "", f"{len(run.events) - EVENTS:,} more in events.jsonl", "", "", ""])
-    return table("Diary of the runs", ["run", "after", "event", "step", "tokens", "details"], lines) if lines else ""
+    head = ["run", "after", "event", "step", "tokens", "details"]
+    return table("Times count from the first line of each run", head, lines, "words") if lines else ""
 
 
 def count(event: Mapping[str, Any], key: str) -> str:

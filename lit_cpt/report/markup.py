@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lit_cpt.intervals import Interval
+from lit_cpt.report.comparison import signed
+from lit_cpt.report.palette import visible
 
 
 @dataclass(frozen=True)
@@ -26,16 +28,22 @@ class Cell:
 
 def escaped(text: object) -> str:
     """Text as HTML: markup is shown, control characters are replaced."""
-    shown = (letter if letter.isprintable() or letter == "\n" else "\ufffd" for letter in str(text))
-    return html.escape("".join(shown))
+    return html.escape(visible(str(text)))
 
 
-def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str | Cell]]) -> str:
-    """A table in a box that scrolls when it is wider than the page; the first column names the row."""
+def table(caption: str, head: Sequence[str], rows: Sequence[Sequence[str | Cell]], kind: str = "") -> str:
+    """A table in a box that scrolls when it is wider than the page; the first column names the row.
+
+    Args:
+        caption: What it shows.
+        head: Titles of the columns.
+        rows: Their cells.
+        kind: "words" sets it to the left, "summed" sets its last row off.
+    """
     titles = "".join(f'<th scope="col">{escaped(title)}</th>' for title in head)
     lines = "".join(f"<tr>{''.join(cell(each, place == 0) for place, each in enumerate(row))}</tr>\n" for row in rows)
-    return (f'<div class="scroll" tabindex="0" role="region" aria-label="{escaped(caption)}"><table>'
-            f"<caption>{escaped(caption)}</caption><thead><tr>{titles}</tr></thead>\n<tbody>\n{lines}</tbody></table>"
+    return (f'<div class="scroll {kind}" tabindex="0" role="region" aria-label="{escaped(caption)}"><table>'
+            f"<caption><span>{escaped(caption)}</span></caption><thead><tr>{titles}</tr></thead>\n<tbody>\n{lines}</tbody></table>"
             "</div>\n")
 
 
@@ -58,11 +66,6 @@ def paragraph(text: str, kind: str = "") -> str:
     return f"<p{f' class={chr(34)}{kind}{chr(34)}' if kind else ''}>{escaped(text)}</p>\n"
 
 
-def signed(text: str) -> str:
-    """A number with the minus sign of print instead of the hyphen."""
-    return text.replace("-", "\u2212")
-
-
 def score_cell(score: Interval) -> Cell:
     """A score in percent with its interval."""
     return Cell(f"{100 * score.value:.1f}", f"{100 * score.low:.1f} to {100 * score.high:.1f}")
@@ -70,5 +73,4 @@ def score_cell(score: Interval) -> Cell:
 
 def difference_cell(gap: Interval) -> Cell:
     """A difference in points with its interval, bold where that excludes zero."""
-    return Cell(signed(f"{100 * gap.value:+.1f}"), signed(f"{100 * gap.low:+.1f} to {100 * gap.high:+.1f}"),
-                gap.excludes_zero)
+    return Cell(signed(100 * gap.value), f"{signed(100 * gap.low)} to {signed(100 * gap.high)}", gap.excludes_zero)

@@ -1,0 +1,444 @@
+from __future__ import annotations
+
+import json
+import math
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from lit_cpt.events import append_event
+from lit_cpt.intervals import average_difference, average_interval, cluster_interval, paired_difference
+from lit_cpt.report import compare, load_run, plot_losses, plot_plan, write_report
+from lit_cpt.report.comparison import chosen_subject, verdict
+from lit_cpt.report.palette import PALETTE, run_colours
+from lit_cpt.report.plan_chart import plan_figure
+from lit_cpt.report.run_charts import POINTS, draw_line
+from lit_cpt.report.runs import Run
+from lit_cpt.report.tables import score_table, switch_table
+
+STEPS, SWITCH, TOKENS = 1400, 996, 512
+ETA_MAX, ETA_MIN = 6e-4, 6e-6
+GENERAL = {"web": 0.22, "books": 0.34, "code": 0.12, "multi": 0.32}
+QA = {"web": 0.08, "books": 0.32, "code": 0.10, "multi": 0.22, "qa": 0.28}
+BASELINE = {"web": 0.70, "books": 0.10, "code": 0.04, "multi": 0.16}
+FAMILIES = {"knowledge": 200, "completion": 288, "code": 160, "math": 270}
+SCORES = {"base": (0.33, 0.51, 0.33, 0.32), "baseline": (0.54, 0.68, 0.63, 0.89), "recipe": (0.55, 0.88, 0.89, 0.94)}
+LOSSES = {"base": (0.935, 1.050, 0.71, 0.80, 3.15), "baseline": (0.850, 0.764, 0.66, 0.70, 3.09),
+          "recipe": (0.944, 0.620, 0.55, 0.61, 0.81)}
+SOURCES = ("web", "books", "code", "multi", "qa")
+
+
+def eta_at(step: float) -> float:
+    return ETA_MIN + (ETA_MAX - ETA_MIN) * (1 + math.cos(math.pi * step / STEPS)) / 2
+
+
+def phase(name: str, when: str | None, start: int, stop: int, weights: dict[str, float]) -> dict[str, Any]:
+    at = [{"step": step, "tokens": step * TOKENS, "fraction": step / STEPS, "eta": eta_at(step)}
+          for step in (start, stop)]
+    tokens = (stop - start) * TOKENS
+    drawn = [{"name": source, "weight": weight, "tokens": round(weight * tokens), "samples": 0,
+              "epochs": round(weight * tokens / 38_000, 2)} for source, weight in weights.items()]
+    return {"name": name, "when": when, "start": at[0], "stop": at[1], "tokens": tokens, "sources": drawn}
+
+
+def plan_of(name: str = "recipe") -> dict[str, Any]:
+    phases = ([phase("general", None, 0, SWITCH, GENERAL), phase("qa", "eta_over_eta_max=0.2", SWITCH, STEPS, QA)]
+              if name == "recipe" else [phase("general", None, 0, STEPS, BASELINE)])
+    return {"token_horizon": STEPS * TOKENS, "steps": STEPS, "tokens_per_step": TOKENS, "phases": phases,
+            "curve": [[step * TOKENS, eta_at(step)] for step in range(0, STEPS + 1, 7)], "sources": []}
+
+
+def evaluation(name: str, step: int) -> dict[str, Any]:
+    answers, hits, clusters = {}, {}, {}
+    for place, (family, items) in enumerate(FAMILIES.items()):
+        hard = np.random.default_rng(place).random(items)  # the same items are hard for every run
+        hits[family] = [int(score) for score in hard < SCORES.get(name, (0.5,) * 4)[place]]
+        clusters[family] = [f"{family}{item % 40}" for item in range(items)]
+        interval = cluster_interval(hits[family], clusters[family])
+        answers[family] = {"score": interval.value, "low": interval.low, "high": interval.high, "items": items,
+                           "hits": hits[family], "clusters": clusters[family]}
+    average = average_interval(hits, clusters)
+    return {"step": step, "tokens_seen": step * TOKENS, "seconds": 3.0, "families": answers,
+            "average": {"score": average.value, "low": average.low, "high": average.high}}
+
+
+def write_scalars(folder: Path, name: str, first: int = 0, last: int = STEPS, shift: float = 0.0) -> None:
+    noise = np.random.default_rng(len(name))
+    with SummaryWriter(str(folder)) as writer:
+        for step in range(first, last + 1, 10):
+            share = step / STEPS
+            writer.add_scalar("train/loss", 1.3 - 0.5 * share**0.5 + 0.04 * noise.standard_normal() + shift, step)
+            writer.add_scalar("train/eta", eta_at(step), step)
+            writer.add_scalar("train/tokens_seen", step * TOKENS, step)
+            for source, start, end in zip(SOURCES, LOSSES["base"], LOSSES.get(name, LOSSES["base"]), strict=True):
+                if step % 100 == 0:
+                    sought = max(0.0, share - SWITCH / STEPS) * STEPS / (STEPS - SWITCH) if source == "qa" else share
+                    writer.add_scalar(f"val/{source}/loss", start + (end - start) * sought**0.4 + shift, step)
+
+
+def write_run(folder: Path, name: str = "recipe") -> Path:
+    """A run folder as `lit-cpt fit` leaves it."""
+    write_scalars(folder, name)
+    append_event(folder, "start", step=0, tokens_seen=0, world_size=1)
+    if name == "recipe":
+        append_event(folder, "phase", step=SWITCH, tokens_seen=SWITCH * TOKENS, phase="qa", eta=eta_at(SWITCH),
+                     weights=QA)
+    append_event(folder, "finish", step=STEPS, tokens_seen=STEPS * TOKENS)
+    (folder / "evals").mkdir()
+    for step in (700, STEPS):
+        (folder / "evals" / f"step{step:08d}.json").write_text(json.dumps(evaluation(name, step)))
+    (folder / "plan.json").write_text(json.dumps(plan_of(name)))
+    (folder / "recipe.yaml").write_text(f"# {name}\ntoken_horizon: {STEPS * TOKENS}\nwhen: <late> & once\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("runs")
+    return {name: write_run(root / name, name) for name in ("base", "baseline", "recipe")}
+
+
+@pytest.fixture(scope="module")
+def written(folders, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("page") / "report.html"
+    return write_report(folders, output, "A cosine & one switch", notes=["A note."])
+
+
+class Outline(HTMLParser):
+    """Tags, attributes and table rows of a page; refuses a tag that is closed out of turn."""
+
+    EMPTY = frozenset({"meta", "br"})
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("th", "td"):
+            self.rows[-1].append("")
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+
+# Reading -------------------------------------------------------------------------------------------
+
+
+def test_a_whole_run_folder_is_read_whole(folders):
+    run = load_run(folders["recipe"])
+    assert (run.name, run.missing, run.plan["steps"]) == ("recipe", (), STEPS)
+    assert [each["step"] for each in run.evals] == [700, STEPS]
+    assert [event["event"] for event in run.events] == ["start", "phase", "finish"]
+    assert run.scalars["train/eta"][-1] == (STEPS, pytest.approx(ETA_MIN))
+    assert list(run.validation) == list(SOURCES)
+
+
+def test_a_resumed_run_is_one_line_in_which_the_later_file_wins(tmp_path):
+    write_scalars(tmp_path, "recipe", last=500)
+    write_scalars(tmp_path, "recipe", first=405, last=700, shift=10.0)  # off the old grid: no stale point may stay
+    points = load_run(tmp_path).scalars["train/loss"]
+    assert [step for step, _ in points] == [*range(0, 401, 10), *range(405, 701, 10)]
+    assert all((value > 5) == (step >= 405) for step, value in points)
+
+
+def test_missing_and_spoilt_parts_are_named_and_the_rest_is_shown(tmp_path):
+    folder = write_run(tmp_path / "cut", "recipe")
+    (folder / "events.jsonl").unlink()
+    (folder / "plan.json").write_text('{"token_horizon": 1}')
+    (folder / "evals" / "step00001400.json").write_text('{"step": 14')
+    run = load_run(folder)
+    assert run.missing == ("no events.jsonl", "no plan.json", "plan.json lacks tokens_per_step, curve, phases",
+                           "step00001400.json cannot be read")
+    assert [each["step"] for each in run.evals] == [700]
+    assert run.tokens_per_step == TOKENS  # from the counts logged
+    page = write_report({"cut": folder}, tmp_path / "report.html", "Cut").read_text()
+    assert "cut: no events.jsonl, no plan.json, plan.json lacks tokens_per_step" in page
+    assert "<h2>What was gained</h2>" in page
+    assert "<h2>The plan</h2>" not in page
+
+
+@pytest.mark.parametrize("part", ["events.jsonl", "plan.json", "evals", "tfevents"])
+def test_any_single_part_makes_a_page(tmp_path, folders, part):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for file in folders["recipe"].glob("*"):
+        if part in file.name and file.is_dir():
+            (folder / part).mkdir()
+            (folder / part / "step00000700.json").write_bytes((file / "step00000700.json").read_bytes())
+        elif part in file.name:
+            (folder / file.name).write_bytes(file.read_bytes())
+    assert len(load_run(folder).missing) == 3
+    Outline(write_report({"run": folder}, tmp_path / "report.html", "One part").read_text())
+
+
+def test_what_is_no_run_folder_is_refused_with_the_cure(tmp_path, folders):
+    with pytest.raises(ValueError, match=r"nowhere is no run folder: it has none of events.out.tfevents.*Give the"):
+        load_run(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"These inside it are: .*base, .*baseline, .*recipe\."):
+        load_run(folders["recipe"].parent)
+
+
+# Comparing -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(folders) -> dict[str, Run]:
+    return {name: load_run(path) for name, path in folders.items()}
+
+
+def test_scores_are_those_of_the_last_evaluation(runs):
+    for row in compare(runs, "baseline"):
+        final = runs[row.run].evals[-1]
+        told = final["average"] if row.family == "average" else final["families"][row.family]
+        assert row.step == STEPS
+        assert (row.score.value, row.score.low, row.score.high) == (told["score"], told["low"], told["high"])
+        assert row.items == (sum(FAMILIES.values()) if row.family == "average" else FAMILIES[row.family])
+
+
+def test_differences_are_those_of_the_paired_cluster_intervals(runs):
+    ours, theirs = runs["recipe"].evals[-1]["families"], runs["baseline"].evals[-1]["families"]
+    hits, reference, clusters = ({family: side[family][key] for family in FAMILIES}
+                                 for side, key in ((ours, "hits"), (theirs, "hits"), (ours, "clusters")))
+    rows = {row.family: row for row in compare(runs, "baseline") if row.run == "recipe"}
+    for family in FAMILIES:
+        assert rows[family].difference == paired_difference(hits[family], reference[family], clusters[family])
+    assert rows["average"].difference == average_difference(hits, reference, clusters)
+    assert all(row.difference is None and not row.unpaired for row in compare(runs, "baseline")
+               if row.run == "baseline")
+
+
+def test_a_family_outside_the_average_is_shown_and_left_out_of_the_average(runs):
+    kept = ["knowledge", "code"]
+    named = {name: replace(run, evals=[{**run.evals[-1], "averaged": kept}]) for name, run in runs.items()}
+    rows = {row.family: row for row in compare(named, "baseline") if row.run == "recipe"}
+    ours, theirs = (named[name].evals[-1]["families"] for name in ("recipe", "baseline"))
+    expected = average_difference(*({family: side[family]["hits"] for family in kept} for side in (ours, theirs)),
+                                  {family: ours[family]["clusters"] for family in kept})
+    assert rows["average"].difference == expected
+    assert rows["average"].items == FAMILIES["knowledge"] + FAMILIES["code"]
+    assert [family for family, row in rows.items() if not row.averaged] == ["completion", "math"]
+    assert "math 270 items, not averaged" in [row[0] for row in Outline(score_table(compare(named, "baseline"))).rows]
+
+
+def spoilt(run: Run, **changes: Any) -> Run:
+    final = json.loads(json.dumps(run.evals[-1]))
+    final["families"]["code"].update(changes)
+    return replace(run, evals=[final])
+
+
+@pytest.mark.parametrize(("changes", "reason"), [
+    ({"hits": []}, "no item scores"), ({"clusters": ["other"] * FAMILIES["code"]}, "other items")])
+def test_scores_that_cannot_be_paired_say_why(runs, changes, reason):
+    rows = {(row.run, row.family): row
+            for row in compare({**runs, "recipe": spoilt(runs["recipe"], **changes)}, "baseline")}
+    for family in ("code", "average"):
+        assert rows["recipe", family].difference is None
+        assert rows["recipe", family].unpaired == reason
+    assert rows["recipe", "math"].difference is not None
+
+
+def test_a_family_that_the_control_lacks_is_scored_but_not_compared(runs):
+    final = {**runs["baseline"].evals[-1], "families": dict(list(runs["baseline"].evals[-1]["families"].items())[:2])}
+    rows = {(row.run, row.family): row
+            for row in compare({**runs, "baseline": replace(runs["baseline"], evals=[final])}, "baseline")}
+    assert ("baseline", "math") not in rows
+    assert rows["recipe", "math"].unpaired == rows["recipe", "average"].unpaired == "other families"
+
+
+def test_an_unknown_control_is_refused(runs):
+    with pytest.raises(ValueError, match=r"control='gb' is none of the runs \(base, baseline, recipe\): name one"):
+        compare(runs, "gb")
+
+
+def test_the_verdict_follows_the_numbers(runs):
+    gain = verdict(runs, "baseline", compare(runs, "baseline"))
+    swapped = {**runs, "baseline": runs["recipe"], "recipe": runs["baseline"]}
+    loss = verdict(swapped, "baseline", compare(swapped, "baseline"))
+    level = verdict({**runs, "recipe": runs["baseline"]}, "baseline",
+                    compare({**runs, "recipe": runs["baseline"]}, "baseline"))
+    points = next(row.difference.value for row in compare(runs, "baseline")
+                  if (row.run, row.family) == ("recipe", "average"))
+    assert f"a gain of {100 * points:.1f} points (95\u00a0% interval +" in gain
+    assert gain.endswith("its validation loss ends above the start on 1 of 5 sources: web (+0.009).")
+    assert f"a loss of {100 * points:.1f} points (95\u00a0% interval −" in loss
+    assert loss.endswith("its validation loss ends below the start on all 5 sources.")
+    assert "no difference is shown (+0.0 points" in level
+
+
+def test_the_verdict_says_so_when_there_is_nothing_to_say(runs):
+    mute = {name: replace(run, evals=[]) for name, run in runs.items()}
+    assert verdict(mute, "baseline", compare(mute, "baseline")).startswith(
+        "There is no evaluation of recipe, so nothing is said about its scores")
+    without = {**runs, "baseline": mute["baseline"]}
+    assert "cannot be compared with baseline (no evaluation)" in verdict(
+        without, "baseline", compare(without, "baseline"))
+
+
+def test_the_verdict_is_never_about_the_best_of_several(runs):
+    several = {"baseline": runs["baseline"], "good": runs["recipe"], "last": runs["base"]}
+    assert chosen_subject(several, "baseline") == "last"
+    assert chosen_subject(runs, "baseline") == "recipe"
+
+
+# Drawing -------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_written_and_equal_inputs_give_equal_bytes(tmp_path, runs):
+    drawn = [(plot_plan(plan_of(), tmp_path / f"{turn}" / "plan.png").read_bytes(),
+              plot_losses(runs, tmp_path / f"{turn}" / "losses.png").read_bytes()) for turn in range(2)]
+    assert drawn[0] == drawn[1]
+    assert all(picture.startswith(b"\x89PNG") for picture in drawn[0])
+
+
+def test_the_plan_picture_marks_the_switch_and_names_the_blend(tmp_path):
+    text = plot_plan(plan_of(), tmp_path / "plan.svg").read_text()
+    assert "qa from 71.1 % of the tokens, η = 1.2×10⁻⁴" in text
+    assert all(f"{source} {100 * share:.3g} %" in text for source, share in GENERAL.items())
+
+
+def test_sources_without_room_for_their_name_stand_in_a_key(tmp_path):
+    plan = plan_of()
+    plan["phases"] = [phase("general", None, 0, STEPS, {f"source {number}": 1 / 16 for number in range(16)})]
+    text = plot_plan(plan, tmp_path / "plan.svg").read_text()
+    assert all(f"> source {number}<" in text for number in range(16))
+
+
+@pytest.mark.parametrize(("share", "scale"), [(0.2, "linear"), (0.02, "log")])
+def test_the_rate_is_logarithmic_where_the_switch_would_lie_flat(share, scale):
+    plan = plan_of()
+    plan["phases"][1]["start"]["eta"] = share * ETA_MAX
+    axes = plan_figure(plan, 8.0).axes[0]
+    assert axes.get_yscale() == scale
+    assert axes.yaxis.get_major_formatter()(1e-4) == "1×10⁻⁴"
+
+
+def test_a_run_keeps_its_colour_and_the_control_is_grey():
+    assert run_colours(["base", "baseline", "recipe", "late"], "baseline") == {
+        "base": "base", "baseline": "control", "recipe": "run0", "late": "run1"}
+
+
+def test_a_long_line_is_thinned_and_gaps_stay_gaps():
+    axes = Figure().subplots()
+    values = [(step, math.nan if step < 400 else float(step)) for step in range(4000)]
+    draw_line(axes, values, 2.0, "#000000", "")
+    x, y = axes.lines[0].get_data()
+    assert len(x) <= POINTS
+    assert np.isnan(y[0])
+    assert y[-1] == pytest.approx(x[-1] / 2.0)
+
+
+# The page ------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_well_formed_and_its_ids_are_unique(written):
+    outline = Outline(written.read_text())
+    ids = [attributes["id"] for _, attributes in outline.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {value[1:] for _, attributes in outline.tags for name, value in attributes.items() if name == "href"}
+    assert targets | set(re.findall(r"url\(#([^)]+)\)", written.read_text())) <= set(ids)
+
+
+def test_the_page_refers_to_nothing_outside_and_is_small(written):
+    text, outline = written.read_text(), Outline(written.read_text())
+    assert "//" not in re.sub(r"<pre>.*?</pre>", "", text, flags=re.DOTALL)
+    assert {"script", "link", "img", "iframe"}.isdisjoint(tag for tag, _ in outline.tags)
+    assert "@import" not in text
+    assert "default-src 'none'" in text
+    assert written.stat().st_size < 400_000
+    assert written.with_name("report-plan.png").exists()
+    assert written.with_name("report-losses.png").exists()
+
+
+def test_the_page_stays_under_its_bound_for_a_long_run(tmp_path):
+    with SummaryWriter(str(tmp_path / "long")) as writer:
+        for step in range(20_000):
+            writer.add_scalar("train/loss", math.sin(step), step)
+    for step in range(500):
+        append_event(tmp_path / "long", "checkpoint", step=step, tokens_seen=step)
+    (tmp_path / "long" / "recipe.yaml").write_text("x" * 5_000_000)
+    page = write_report({"long": tmp_path / "long"}, tmp_path / "report.html", "Long")
+    assert page.stat().st_size < 3_000_000
+    assert "460 more in events.jsonl" in page.read_text()
+
+
+def test_charts_take_their_colours_from_the_page(written):
+    charts = "".join(re.findall(r"<svg.*?</svg>", written.read_text(), flags=re.DOTALL))
+    assert set(re.findall(r"(?:fill|stroke): ([^;\"]+)", charts)) <= {"none", *(
+        f"var(--{name})" for name in PALETTE)}
+
+
+def test_the_numbers_in_the_tables_are_the_evaluations(written, runs):
+    rows = Outline(written.read_text()).rows
+    for family in FAMILIES:
+        told = [runs[name].evals[-1]["families"][family] for name in runs]
+        expected = [f"{family} {FAMILIES[family]} items"] + [
+            f"{100 * each['score']:.1f} {100 * each['low']:.1f} to {100 * each['high']:.1f}" for each in told]
+        assert expected in rows
+    assert ["web", "0.935", "0.850 −0.085", "0.944 +0.009"] in rows
+    assert ["recipe", "qa", "eta_over_eta_max=0.2", "996", "996", "0", "1.2×10⁻⁴", "1.2×10⁻⁴"] in rows
+
+
+def test_a_switch_that_never_came_is_said(runs):
+    rows = Outline(switch_table({"recipe": replace(runs["recipe"], events=[])})).rows
+    assert ["recipe", "qa", "eta_over_eta_max=0.2", "996", "not seen", "–", "1.2×10⁻⁴", "–"] in rows
+
+
+HOSTILE = '</svg><script>alert("x")</script>&\x00$\\frac{'
+
+
+def test_hostile_names_are_shown_and_never_run(tmp_path):
+    folder = write_run(tmp_path / "run", "recipe")
+    plan = json.loads((folder / "plan.json").read_text().replace('"qa"', json.dumps(HOSTILE)))
+    (folder / "plan.json").write_text(json.dumps(plan))
+    evals = (folder / "evals" / "step00001400.json")
+    evals.write_text(evals.read_text().replace('"code"', json.dumps(HOSTILE)))
+    append_event(folder, HOSTILE, **{HOSTILE: HOSTILE})
+    with SummaryWriter(str(folder)) as writer:
+        writer.add_scalar(f"val/{HOSTILE}/loss", 1.0, 10)
+    page = write_report({HOSTILE: folder}, tmp_path / "report.html", HOSTILE, notes=[HOSTILE])
+    text = page.read_text()
+    assert "script" not in {tag for tag, _ in Outline(text).tags}
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert "\x00" not in text
+    assert "when: &lt;late&gt; &amp; once" in text
+
+
+def test_equal_runs_give_equal_pages(folders, tmp_path, written):
+    again = write_report(folders, tmp_path / "report.html", "A cosine & one switch", notes=["A note."])
+    assert again.read_bytes() == written.read_bytes()
+
+
+def test_no_runs_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"runs=\{\} leaves nothing to report"):
+        write_report({}, tmp_path / "report.html", "None")
+
+
+def test_a_report_needs_no_torch():
+    code = "import sys, lit_cpt.report; sys.exit('torch' in sys.modules or 'tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
