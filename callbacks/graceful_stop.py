@@ -1,4 +1,4 @@
-"""Saves a checkpoint and stops when a signal asks for it."""
+"""Saves the last checkpoint of a run, whether it ends by itself or because a signal asks for it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Stopped(BaseException):
 
 
 class GracefulStopCallback(Checkpoint):
-    """On SIGINT (Ctrl-C) or SIGTERM, finishes the optimizer step, saves ``last.ckpt``, and ends the run.
+    """Saves ``checkpoints/last.ckpt`` when a run ends; SIGINT (Ctrl-C) or SIGTERM end it after the current step.
 
     The step is finished first because a half-applied update cannot be resumed bit for bit. A second Ctrl-C
     stops at once. Being a `Checkpoint`, it runs after all other callbacks, so that what they decided at this
@@ -53,14 +53,30 @@ class GracefulStopCallback(Checkpoint):
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if asked:
-            path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-            trainer.save_checkpoint(path)
+            path = save_last(trainer)
             if (record := getattr(pl_module, "record", None)) is not None:
                 record("stop", reason="signal", checkpoint=str(path))
             raise Stopped(f"stopped at step {trainer.global_step}; saved {path}")
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the signals back."""
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end: periodic checkpoints rarely fall on it."""
+        save_last(trainer)
+        self.give_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the signals as they were found."""
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Restore the signals' handlers, while Lightning's own are still below ours."""
+        self.asked_by = None
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         self.previous.clear()
+
+
+def save_last(trainer: Trainer) -> Path:
+    """Write ``last.ckpt``; being the newest, it is what ``--ckpt_path last`` resumes."""
+    path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+    trainer.save_checkpoint(path)
+    return path

@@ -63,8 +63,13 @@ class PhaseSwitchCallback(Callback):
         loader = stream(trainer)
         self.eta_peak = max(self.eta_peak, rate(trainer))
         if hasattr(loader, "plan"):
+            # A phase that began just here, in the run that is resumed, is no plan to be dropped.
+            begun = [(loader.position, self.phases[len(self.switches) - 1].blend.weights)
+                     for switch in self.switches[-1:] if switch["step"] == trainer.global_step]
             self.planned = self.foretold(loader.position, pl_module)
-            loader.plan(self.planned)
+            loader.plan([*begun, *self.planned])
+        if len(self.switches) < len(self.phases) and self.due(trainer, pl_module):
+            self.switch(trainer, pl_module)  # the checkpoint was saved before the switch was noticed
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Switch if a trigger is reached: the scheduler has stepped, so this is the rate of the next step."""
@@ -98,21 +103,21 @@ class PhaseSwitchCallback(Callback):
         return bool(module.tokens_seen >= when.token_count(module.recipe.horizon))
 
     def foretold(self, position: int, pl_module: LightningModule) -> list[tuple[int, Mapping[str, float]]]:
-        """Start (sample) and weights of the waiting phases from ``position`` on, where a recipe tells them."""
+        """Start (sample) and weights of the waiting phases past ``position``, where a recipe tells them."""
         recipe, batch = getattr(pl_module, "recipe", None), getattr(pl_module, "batch_geometry", None)
         if recipe is None or batch is None or self.phases != recipe.phases[1:]:
             return []
         starts = recipe.start_steps(batch.tokens_per_step)[1:]
         planned = [(start * batch.global_batch, phase.blend.weights)
                    for start, phase in zip(starts, self.phases, strict=True)]
-        return [(start, weights) for start, weights in planned[len(self.switches):] if start >= position]
+        return [(start, weights) for start, weights in planned[len(self.switches):] if start > position]
 
     def switch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the next phase with the next batch."""
         phase, loader = self.next_phase, stream(trainer)
         self.switches.append({"phase": phase.name, "step": trainer.global_step, "eta": rate(trainer)})
         if hasattr(loader, "plan"):
-            self.planned = [(start, weights) for start, weights in self.planned[1:] if start > loader.position]
+            self.planned = self.foretold(loader.position, pl_module)
             loader.plan([(loader.position, phase.blend.weights), *self.planned])
         else:
             loader.set_weights(phase.blend.weights)

@@ -128,6 +128,7 @@ class ValidationBlocks(IterableDataset[Any]):
         loader = TokensLoader(block_size=self.sequence_length + 1)
         dataset = StreamingDataset(str(Path(self.folder) / "validation"), item_loader=loader)
         environment = _DistributedEnv.detect()
+        dataset.distributed_env = _DistributedEnv(1, 0, 1)  # else its length is one rank's share of the split
         for index in range(environment.global_rank or 0, min(self.count, len(dataset)), environment.world_size or 1):
             yield dataset[index]
 

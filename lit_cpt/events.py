@@ -18,7 +18,9 @@ def append_event(run_dir: str | Path, kind: str, **fields: Any) -> None:
     """
     path = Path(run_dir) / "events.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
+    cut_short = path.exists() and path.stat().st_size and path.read_bytes()[-1:] != b"\n"
     with path.open("a", encoding="utf-8") as file:
+        file.write("\n" if cut_short else "")
         file.write(json.dumps({"event": kind, **fields, "time": round(time.time(), 3)}) + "\n")
 
 

@@ -147,11 +147,16 @@ class ContinuedPretraining(pl.LightningModule):
         trainer: Any = self.trainer
         if trainer.global_step % trainer.log_every_n_steps or trainer.fit_loop._should_accumulate():
             return
-        self.log("train/loss", self.summed_loss / self.summed_batches, prog_bar=True)
-        eta = trainer.optimizers[0].param_groups[0]["lr"]
-        self.log_dict({"train/gradient_norm": self.gradient_norm, "train/eta": eta,
-                       "train/tokens_seen": float(self.tokens_seen), "step": float(trainer.global_step)})
+        self.publish({"train/loss": self.summed_loss / self.summed_batches, "train/gradient_norm": self.gradient_norm,
+                      "train/eta": trainer.optimizers[0].param_groups[0]["lr"], "train/tokens_seen": self.tokens_seen})
         self.summed_loss, self.summed_batches = 0.0, 0
+
+    def publish(self, metrics: dict[str, Any]) -> None:
+        """Log ``metrics`` at the number of steps made; Lightning's own count is one behind."""
+        values = {name: float(value) for name, value in metrics.items()}
+        for logger in self.loggers:
+            logger.log_metrics(values, step=self.trainer.global_step)
+        self.log_dict(values, logger=False)
 
     def record(self, kind: str, **fields: Any) -> None:
         """Write an event into the run's diary, with step and tokens; once, whatever the number of ranks."""
@@ -182,8 +187,7 @@ class ContinuedPretraining(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/<source>/loss``, over all ranks."""
-        losses = {f"val/{name}/loss": metric.compute() for name, metric in self.validation_losses.items()}
-        self.log_dict({**losses, "step": float(self.trainer.global_step)})
+        self.publish({f"val/{name}/loss": metric.compute() for name, metric in self.validation_losses.items()})
 
     # Checkpoints -----------------------------------------------------------------------------------
 
@@ -209,6 +213,17 @@ class ContinuedPretraining(pl.LightningModule):
                 raise ValueError(f"the checkpoint was trained with {name}={saved[name]}, this run has "
                                  f"{getattr(batch, name)}: steps would no longer mean the same tokens. Resume with "
                                  f"--data.{name} {saved[name]}.")
-        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
-        trained = checkpoint["global_step"] * batch.accumulation(self.trainer.world_size)
-        progress.update({key: trained for key in progress if key != "is_last_batch"})
+        set_progress(checkpoint, batch.accumulation(self.trainer.world_size))
+
+
+def set_progress(checkpoint: dict[str, Any], accumulation: int) -> None:
+    """Let Lightning go on after the last optimizer step that ``checkpoint`` holds, at this run's accumulation.
+
+    Its counters are of micro-batches, whose number depends on the world size; and where a batch was cut short they
+    count it, though its gradient is lost. They are set as Lightning has them at the end of a step's last batch.
+    """
+    loop = checkpoint["loops"]["fit_loop"]
+    trained = checkpoint["global_step"] * accumulation
+    for counters in (loop["epoch_loop.batch_progress"]["total"], loop["epoch_loop.batch_progress"]["current"]):
+        counters.update(ready=trained, started=trained, processed=trained, completed=max(0, trained - 1))
+    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = max(0, checkpoint["global_step"] - 1)

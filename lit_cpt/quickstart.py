@@ -165,7 +165,7 @@ def train(root: Path, name: str, config: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     arguments = ["fit", "--config", "base", "--config", "hardware/cpu", "--config", str(path), "--run", str(run)]
-    resume = ["--ckpt_path", "last"] if checkpoint(run).exists() else []
+    resume = ["--ckpt_path", "last"] if any((run / "checkpoints").glob("*.ckpt")) else []
     training_command([*arguments, *resume])
 
 

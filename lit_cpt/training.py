@@ -99,14 +99,14 @@ class TrainingCLI(LightningCLI):
 
 
 def found_checkpoint(run: Path, asked: str | None) -> str | None:
-    """The checkpoint file that ``--ckpt_path`` means; None to start anew.
+    """The checkpoint file that ``--ckpt_path`` means, ``last`` being the newest; None to start anew.
 
     Raises:
         FileNotFoundError: It is not there.
         FileExistsError: A new run would mix with the one that ``run`` holds.
     """
     folder = run / "checkpoints"
-    saved = sorted(folder.glob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
+    saved = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     if asked is None:
         if saved:
             raise FileExistsError(f"{run} holds a run already. Resume it with --ckpt_path last, or start another with "

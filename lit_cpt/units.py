@@ -43,7 +43,7 @@ def scaled(value: int | float | str, scale: dict[str, int], name: str, accepted:
         raise ValueError(f"{name}={value!r} is not a count: write {accepted}.")
     number, factor = match[1].replace("_", ""), scale[match[2].lower()]
     product = int(number) * factor if number.isdigit() else float(number) * factor
-    if not math.isfinite(product) or abs(product - round(product)) > 1e-6:
+    if not math.isfinite(product) or abs(product - round(product)) > max(1e-6, 1e-15 * product):
         raise ValueError(f"{name}={value!r} comes to {product}: write {accepted}.")
     return round(product)
 
@@ -70,7 +70,7 @@ def format_bytes(size: float) -> str:
 def shortened(number: float, scale: tuple[tuple[int, str], ...]) -> str:
     """``number`` over the largest unit that it fills, four significant digits, no trailing zeros."""
     for factor, suffix in scale:
-        if abs(number) >= factor:
+        if abs(float(f"{number:.4g}")) >= factor:  # rounded first: 999,999 is 1M, not 1000k
             return f"{number / factor:.4g}{suffix}"
     return f"{number:.4g}"
 
@@ -81,7 +81,7 @@ def format_seconds(seconds: float) -> str:
     >>> format_seconds(3900), format_seconds(75), format_seconds(2.5)
     ('1h 05m', '1m 15s', '2.5s')
     """
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.3g}s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

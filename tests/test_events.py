@@ -37,8 +37,6 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
     assert [event["event"] for event in read_events(tmp_path)] == ["start"]
 
 
-@pytest.mark.xfail(strict=True, reason="append_event writes on after a half line, so the first event of a "
-                                       "resumed run is lost with it")
 def test_the_event_after_a_line_cut_short_is_kept(tmp_path):
     append_event(tmp_path, "start", step=0)
     with (tmp_path / "events.jsonl").open("a") as file:

@@ -13,7 +13,7 @@ from lit_cpt.units import format_bytes, format_count, format_seconds, parse_byte
     ("300B", 300 * 10**9), ("300b", 300 * 10**9), ("300G", 300 * 10**9), ("1.5T", 1_500 * 10**9),
     ("2.5M", 2_500_000), ("300_000", 300_000), (300e9, 300 * 10**9), ("3e9", 3 * 10**9), ("10k", 10_000),
     (" 7 k ", 7_000), (0, 0),
-    ("0.1k", 100), (12, 12), ("1e3k", 10**6),
+    ("0.1k", 100), ("1.07T", 1_070 * 10**9), (12, 12), ("1e3k", 10**6),
 ])
 def test_a_count_is_read_as_people_write_it(written, count):
     assert parse_count(written) == count
