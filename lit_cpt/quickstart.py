@@ -7,7 +7,9 @@ folder, ``report``. The world, its proportions and its schedule were fixed befor
 from __future__ import annotations
 
 import json
-import logging
+import os
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +22,6 @@ from lit_cpt.events import read_events
 from lit_cpt.intervals import Interval, average_interval, cluster_interval
 from lit_cpt.microworld import FAMILIES, World, write_corpora, write_model_config
 from lit_cpt.units import format_seconds
-
-log = logging.getLogger(__name__)
 
 PRETRAINING = {"web": 0.70, "books": 0.10, "code": 0.03, "multi": 0.17}
 GENERAL = {"web": 0.22, "books": 0.34, "code": 0.12, "multi": 0.32}
@@ -76,12 +76,12 @@ def quickstart(out: str = "quickstart", seed: int = 0, short: bool = False, with
     pretrained = pretraining_blend(with_real_text)
     train(root, "base", pretraining_config(root, pretrained, lengths.pretraining, seed))
     export_base(root)
-    say(4, "continue it on the blend it was pretrained on: the baseline")
-    train(root, "baseline", continuation_config(root, [("pretraining", pretrained)], lengths.continuation, seed))
-    say(5, "continue it on the general blend only, and by the recipe: then question-answer blend at eta_max/5")
-    train(root, "general", continuation_config(root, [("general", GENERAL)], lengths.continuation, seed))
-    train(root, "recipe", continuation_config(root, [("general", GENERAL), ("qa", QA)], lengths.continuation, seed))
-    say(6, "ask all four models the same questions")
+    say(4, "continue it three ways: on its old blend, on the general blend, and by the recipe (then QA at eta_max/5)")
+    ways = {"baseline": [("pretraining", pretrained)], "general": [("general", GENERAL)],
+            "recipe": [("general", GENERAL), ("qa", QA)]}
+    train_side_by_side(root, {name: continuation_config(root, blends, lengths.continuation, seed)
+                              for name, blends in ways.items()})
+    say(5, "ask all four models the same questions")
     for run in RUNS:
         evaluate(root, run, world, tokenizer)
     print(score_table(root))
@@ -92,7 +92,7 @@ def quickstart(out: str = "quickstart", seed: int = 0, short: bool = False, with
 
 def say(number: int, what: str) -> None:
     """Announce a step."""
-    print(f"\n[{number}/6] {what}", flush=True)
+    print(f"\n[{number}/5] {what}", flush=True)
 
 
 def build_world(root: Path, seed: int, with_real_text: bool) -> tuple[World, Any]:
@@ -157,16 +157,64 @@ def train(root: Path, name: str, config: dict[str, Any]) -> None:
     """`lit-cpt fit` on a config, unless this run is finished; a run cut short is resumed."""
     from lit_cpt.training import training_command
 
+    if arguments := fit_arguments(root, name, config):
+        training_command(arguments)
+
+
+def train_side_by_side(root: Path, configs: dict[str, dict[str, Any]]) -> None:
+    """`train` several runs, as many at once as there are cores; what they say goes to ``RUN/log.txt``.
+
+    Raises:
+        RuntimeError: A run failed; its log is named.
+    """
+    waiting = {name: arguments for name, config in configs.items() if (arguments := fit_arguments(root, name, config))}
+    running: dict[str, subprocess.Popen[bytes]] = {}
+    said = time.monotonic()
+    try:
+        while waiting or running:
+            while waiting and len(running) < (os.cpu_count() or 1):
+                name = next(iter(waiting))
+                running[name] = start(waiting.pop(name), root / "runs" / name / "log.txt")
+            time.sleep(0.2)
+            for name in [name for name, process in running.items() if process.poll() is not None]:
+                if running.pop(name).returncode:
+                    raise RuntimeError(f"the run {name} failed; see {root / 'runs' / name / 'log.txt'}")
+            if time.monotonic() - said > 20:
+                said = time.monotonic()
+                for name in running:
+                    print(f"{name}: {last_line(root / 'runs' / name / 'log.txt')}", flush=True)
+    finally:
+        for process in running.values():  # each saves and ends; a second SIGINT after Ctrl-C's own would cut that short
+            process.terminate()
+            process.wait()
+
+
+def start(arguments: list[str], log_file: Path) -> subprocess.Popen[bytes]:
+    """`lit-cpt` in a process of its own, one thread."""
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log_file.open("ab") as file:
+        return subprocess.Popen([sys.executable, "-m", "lit_cpt", *arguments], stdout=file, stderr=file,
+                                stdin=subprocess.DEVNULL, env=environment)
+
+
+def last_line(log_file: Path) -> str:
+    """What a run said last."""
+    return log_file.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+
+
+def fit_arguments(root: Path, name: str, config: dict[str, Any]) -> list[str]:
+    """The `lit-cpt` arguments that train or resume a run; empty if it is finished."""
     run = root / "runs" / name
     if any(event["event"] == "finish" for event in read_events(run)):
         print(f"{run} is finished already")
-        return
+        return []
     path = root / "configs" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     arguments = ["fit", "--config", "base", "--config", "hardware/cpu", "--config", str(path), "--run", str(run)]
     resume = ["--ckpt_path", "last"] if any((run / "checkpoints").glob("*.ckpt")) else []
-    training_command([*arguments, *resume])
+    return [*arguments, *resume]
 
 
 def checkpoint(run: Path) -> Path:

@@ -126,7 +126,8 @@ def training_command(arguments: list[str]) -> None:
     """`lit-cpt fit` and `lit-cpt validate`; the first argument is the command."""
     for pattern in QUIET:
         warnings.filterwarnings("ignore", pattern)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     disable_progress_bar()  # of transformers: a bar for each weights file, between our own lines
     try:
         TrainingCLI(expand_configs(arguments))

@@ -50,7 +50,7 @@ def train_tokenizer(
         show_progress=False,
     )
     bpe.train_from_iterator(sample(world), trainer)
-    tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token=END_OF_TEXT
     )
     tokenizer.save_pretrained(str(directory))
