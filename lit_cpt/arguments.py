@@ -37,7 +37,7 @@ def spelled_out(parser: ArgumentParser, arguments: list[str]) -> list[str]:
     """``arguments`` as jsonargparse wants them: ``--on-error`` as ``--on_error``, ``--flag`` as ``--flag true``."""
     flags = {f"--{action.dest}" for action in parser._actions if getattr(action, "_typehint", None) is bool}
     known, spelled = {f"--{key}" for key in known_keys(parser)}, []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in zip(arguments, [*arguments, "--"][1:], strict=True):
         name, equals, value = argument.partition("=")
         underscored = "--" + name[2:].replace("-", "_")
         name = underscored if underscored in known else name

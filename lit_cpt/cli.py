@@ -107,7 +107,8 @@ def is_users(error: BaseException) -> bool:
     if not isinstance(error, (ValueError, FileNotFoundError, FileExistsError, PermissionError)):
         return False
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return Path(last.filename).resolve().parent in own_folders() or not isinstance(error, ValueError)
+    raised = not last.line or last.line.startswith("raise")  # else a slip of ours, such as int("x")
+    return (raised and Path(last.filename).resolve().parent in own_folders()) or not isinstance(error, ValueError)
 
 
 def own_folders() -> set[Path]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lit_cpt.arguments import command_parser, parse
 from lit_cpt.cli import print_json
 from lit_cpt.recipe import Batch, Recipe
-from lit_cpt.settings import expand_configs, merge_configs
+from lit_cpt.settings import expand_configs, read_config
 
 # What `plan` reads of a run's `data`: the data module's own defaults hold for the rest.
 PLANNED_DATA = {"sources": dict[str, str], "sequence_length": int, "global_batch": int, "seed": int}
+FIT_ONLY = ("model", "trainer", "run", "ckpt_path", "seed_everything", "weights_only", "verbose")
 
 
 def prepare_command(arguments: list[str]) -> None:
@@ -53,29 +55,37 @@ def plan_command(arguments: list[str]) -> None:
 
 
 def planned_arguments(arguments: list[str]) -> list[str]:
-    """Arguments of `fit` cut down to what a plan reads: configs merged into one, other keys dropped."""
-    configs: list[str] = []
+    """Arguments of `fit` cut down to what a plan reads, in their order: the parser merges configs as fit's does."""
     kept: list[str] = []
-    drop = False
-    for argument in expand_configs(arguments):
-        key = argument.split("=")[0]
-        if kept and kept[-1] in ("--config", "-c"):
-            kept.pop()
-            configs.append(argument)
-        elif key == "--config" and "=" in argument:
-            configs.append(argument.partition("=")[2])
-        elif key.startswith(("--model.", "--trainer.", "--run", "--ckpt_path")) or (
-                key.startswith("--data.") and key.split(".")[1] not in PLANNED_DATA):
-            drop = "=" not in argument
-        elif drop and not argument.startswith("--"):
-            drop = False
-        else:
-            kept.append(argument)
-    config = merge_configs(configs)
-    if configs and "recipe" not in config:
+    drop = found = False
+    words = iter(expand_configs(arguments))
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key in ("--config", "-c"):
+            path = value if equals else next(words, None)
+            config = {} if path is None else read_config(path)
+            found = found or "recipe" in config
+            kept += ["--config"] if path is None else ["--config", json.dumps(planned_part(config))]
+        elif word.startswith("--"):
+            drop = ignored(key.removesuffix("+"))
+            kept += [] if drop else [word]
+        elif not drop:
+            kept.append(word)
+    if "--config" in kept and not found and not any(word.startswith("--recipe") for word in kept):
         raise ValueError("these configs hold no recipe: add one, such as --config recipes/paper.")
+    return kept
+
+
+def planned_part(config: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a config that move a token."""
     data = {key: value for key, value in (config.get("data") or {}).items() if key in PLANNED_DATA}
-    return ["--config", json.dumps({"recipe": config["recipe"], "data": data}), *kept] if configs else kept
+    return {**({"recipe": config["recipe"]} if "recipe" in config else {}), **({"data": data} if data else {})}
+
+
+def ignored(option: str) -> bool:
+    """Whether ``option`` is one of fit's that move no token."""
+    group, _, key = option.removeprefix("--").partition(".")
+    return group in FIT_ONLY or (group == "data" and key != "" and key.split(".")[0] not in PLANNED_DATA)
 
 
 def report_command(arguments: list[str]) -> None:

@@ -198,6 +198,7 @@ def render(result: Plan) -> str:
              for source in result.sources] if len(result.phases) > 1 else []
     others = [f"  {name:<20} step {at.step:,}, {format_count(at.tokens)} tokens ({at.fraction:.2%}), LR {at.eta:.4g}"
               for name, at in result.other_triggers]
+    several = len(result.phases) > 1
     return "\n".join([
         f"{format_count(result.token_horizon)} tokens in {result.steps:,} steps of "
         f"{format_count(result.tokens_per_step)} tokens; LR {result.curve[0][1]:.4g} to {result.curve[-1][1]:.4g}", "",
@@ -205,7 +206,7 @@ def render(result: Plan) -> str:
                  colalign=("left", "left", *["right"] * 5)), "",
         tabulate(rows, ["phase", "source", "weight", "tokens", "epochs"], disable_numparse=True,
                  colalign=("left", "left", *["right"] * 3)),
-        *(["", "the paper states its switch twice; on this curve:", *others] if others and len(result.phases) > 1 else []),
+        *(["", "the paper states its switch twice; on this curve:", *others] if others and several else []),
         *warnings(result),
     ])
 

@@ -1,4 +1,4 @@
-"""Config files: found by path or by name, merged as the command line merges them. Torch-free."""
+"""Config files: found by path or by name, and read. Torch-free."""
 
 from __future__ import annotations
 
@@ -27,39 +27,39 @@ def find_config(name: str) -> Path:
 
 
 def expand_configs(argv: Sequence[str]) -> list[str]:
-    """``argv`` with every ``--config NAME`` (or ``--config=NAME``, ``-c NAME``) turned into a path."""
+    """``argv`` with every ``--config NAME`` (or ``--config=NAME``, ``-c NAME``) turned into a path.
+
+    Raises:
+        FileNotFoundError: There is no such config.
+        ValueError: It cannot be read as one.
+    """
     expanded: list[str] = []
     for argument in argv:
         if expanded and expanded[-1] in ("--config", "-c") and not argument.startswith("-"):
-            argument = str(find_config(argument))
+            argument = checked(argument)
         elif argument.startswith("--config="):
-            argument = f"--config={find_config(argument.removeprefix('--config='))}"
+            argument = f"--config={checked(argument.removeprefix('--config='))}"
         expanded.append(argument)
     return expanded
 
 
-def merge_configs(paths: Sequence[str | Path]) -> dict[str, Any]:
-    """The sum of config files, later over earlier: mappings merge, anything else is replaced.
+def checked(name: str) -> str:
+    """The path of a config that can be read; the parser's own error would not name the file."""
+    path = find_config(name)
+    read_config(path)
+    return str(path)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """What a config file holds.
 
     Raises:
-        ValueError: A file is not YAML, or not a mapping.
+        ValueError: It is not text, not YAML, or not a mapping; the message names it.
     """
-    merged: dict[str, Any] = {}
-    for path in paths:
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} holds {type(content).__name__}, not a mapping such as `recipe: {{...}}`.")
-        merged = overlaid(merged, content)
-    return merged
-
-
-def overlaid(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``above`` over ``below``; a ``class_path`` that changes takes its arguments with it."""
-    if "class_path" in above and above["class_path"] != below.get("class_path"):
-        return above
-    both = {key: overlaid(below[key], value) if isinstance(value, dict) and isinstance(below.get(key), dict) else value
-            for key, value in above.items()}
-    return {**below, **both}
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds {type(content).__name__}, not a mapping such as `recipe: {{...}}`.")
+    return content

@@ -12,21 +12,45 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError
-from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from tabulate import tabulate
 from transformers.utils.logging import disable_progress_bar
 
 from lit_cpt.arguments import advised, known_keys
 from lit_cpt.callbacks.graceful_stop import Stopped
 from lit_cpt.data import BlendDataModule
 from lit_cpt.module import ContinuedPretraining
-from lit_cpt.plan import plan, render, source_blocks
+from lit_cpt.plan import Plan, plan, render, source_blocks
 from lit_cpt.recipe import Recipe
 from lit_cpt.settings import expand_configs
 
 QUIET = (".*args parameter is intended to run from within Python.*", ".*does not have many workers.*", ".*LeafSpec.*",
-         ".*treespec.*", ".*Checkpoint directory .* exists.*", ".*srun.*", ".*`IterableDataset` has `__len__` defined.*")
+         ".*treespec.*", ".*Checkpoint directory .* exists.*", ".*srun.*",
+         ".*`IterableDataset` has `__len__` defined.*")
+
+
+class RunFolderCallback(SaveConfigCallback):
+    """Writes config, recipe and plan into the run folder when training begins.
+
+    Not sooner: a run that is refused, such as a resume with another batch, must leave the folder as it was.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Everything has been accepted: write."""
+        if not trainer.is_global_zero:
+            return
+        run, data = Path(trainer.default_root_dir), trainer.datamodule  # type: ignore[attr-defined]
+        recipe: Any = pl_module.recipe
+        run.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, str(run / "config.yaml"), skip_none=False, overwrite=True)
+        (run / "recipe.yaml").write_text(yaml.safe_dump({"recipe": recipe.describe()}, sort_keys=False))
+        (run / "plan.json").write_text(json.dumps(plan_of(recipe, data).describe(), indent=1))
 
 
 class TrainingCLI(LightningCLI):
@@ -38,7 +62,7 @@ class TrainingCLI(LightningCLI):
     def __init__(self, arguments: list[str]) -> None:
         super().__init__(
             ContinuedPretraining, BlendDataModule, args=arguments, seed_everything_default=42,
-            save_config_kwargs={"overwrite": True}, auto_configure_optimizers=False,
+            save_config_callback=RunFolderCallback, auto_configure_optimizers=False,
             parser_kwargs={"exit_on_error": False, "prog": "lit-cpt", **{
                 name: {"exit_on_error": False, "prog": f"lit-cpt {name}"} for name in self.subcommands()}},
         )
@@ -70,32 +94,46 @@ class TrainingCLI(LightningCLI):
         """Nothing: a checkpoint's hyperparameters must not override the command line."""
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer, with TensorBoard files straight in the run folder unless another logger was asked for."""
+        """The Trainer; fit logs into the run folder unless another logger was asked for, validate only prints.
+
+        Raises:
+            ValueError: The Trainer refuses a setting, such as an accelerator that this machine lacks.
+        """
         settings = self._get(self.config_init, "trainer")
         if settings.get("logger") in (None, True):
-            kwargs["logger"] = TensorBoardLogger(settings["default_root_dir"], name="", version="",
-                                                 default_hp_metric=False)
-        return super().instantiate_trainer(**kwargs)
+            kwargs["logger"] = self.subcommand == "fit" and TensorBoardLogger(
+                settings["default_root_dir"], name="", version="", default_hp_metric=False)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, TypeError, ValueError) as error:
+            raise ValueError(f"trainer: {' '.join(str(error).split())} Change the --trainer options or --config "
+                             "hardware/....") from error
 
     def before_fit(self) -> None:
-        """Refuse what would be lost or confusing; store recipe and plan with the run."""
+        """Refuse what would be lost or confusing; print the plan."""
         run = Path(self.trainer.default_root_dir)
         settings = self.config[self.subcommand]
         settings["ckpt_path"] = found_checkpoint(run, settings["ckpt_path"])
-        if not self.trainer.is_global_zero:
-            return
-        data, recipe = self.datamodule, self.model.recipe
-        planned = plan(recipe, data.batch, source_blocks(data.used, data.batch.sequence_length), data.seed)
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "recipe.yaml").write_text(yaml.safe_dump({"recipe": recipe.describe()}, sort_keys=False))
-        (run / "plan.json").write_text(json.dumps(planned.describe(), indent=1))
-        print(render(planned), flush=True)
+        self.datamodule.batch.accumulation(self.trainer.world_size)
+        if self.trainer.is_global_zero:
+            print(render(plan_of(self.model.recipe, self.datamodule)), flush=True)
 
     def before_validate(self) -> None:
         """Find the checkpoint that ``last`` means."""
         settings = self.config[self.subcommand]
         if settings["ckpt_path"]:
             settings["ckpt_path"] = found_checkpoint(Path(self.trainer.default_root_dir), settings["ckpt_path"])
+
+    def after_validate(self) -> None:
+        """Print the loss of each source."""
+        losses = {name.split("/")[1]: float(value) for name, value in self.trainer.callback_metrics.items()}
+        if self.trainer.is_global_zero:
+            print(tabulate(losses.items(), ["source", "validation loss"], floatfmt=".4f"), flush=True)
+
+
+def plan_of(recipe: Recipe, data: BlendDataModule) -> Plan:
+    """What training by ``recipe`` on ``data`` will do."""
+    return plan(recipe, data.batch, source_blocks(data.used, data.batch.sequence_length), data.seed)
 
 
 def found_checkpoint(run: Path, asked: str | None) -> str | None:
@@ -105,6 +143,8 @@ def found_checkpoint(run: Path, asked: str | None) -> str | None:
         FileNotFoundError: It is not there.
         FileExistsError: A new run would mix with the one that ``run`` holds.
     """
+    if run.exists() and not run.is_dir():
+        raise FileExistsError(f"--run {run} is a file; name a folder, such as --run runs/{run.stem}.")
     folder = run / "checkpoints"
     saved = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
     if asked is None:
