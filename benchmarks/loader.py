@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from litdata import CombinedStreamingDataset, StreamingDataLoader, StreamingDataset, TokensLoader
 from litdata.streaming import Cache
-from measure import alternate, options, ratios, show, write
+from measure import alternate, parser, ratios, show, write
 
 from lit_cpt.blends import SourceOrder
 from lit_cpt.stream import BlendedDataLoader, BlendedStreamingDataset
@@ -46,7 +46,7 @@ def dataset(root: Path, name: str, **settings: Any) -> StreamingDataset:
 
 
 def stock(root: Path, workers: int) -> Iterator[Any]:
-    """litdata's own blend."""
+    """The blend of litdata itself."""
     parts = [dataset(root, name, shuffle=True) for name in SOURCES]
     combined = CombinedStreamingDataset(parts, weights=list(WEIGHTS.values()), iterate_over_all=False, seed=1)
     loader = StreamingDataLoader(combined, batch_size=BATCH, num_workers=workers)
@@ -101,7 +101,7 @@ def first_draw_seconds(draw: int) -> float:
 
 
 def main() -> None:
-    settings = options(__doc__)
+    settings = parser(__doc__).parse_args()
     rounds, count = (5, 300) if settings.quick else (15, 800)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)

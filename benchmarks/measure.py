@@ -12,12 +12,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 
-def options(description: str | None) -> argparse.Namespace:
-    """``--quick`` and ``--json FILE``."""
-    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer rounds")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
-    return parser.parse_args()
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """``--quick`` and ``--json FILE``, which every benchmark takes."""
+    accepted = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    accepted.add_argument("--quick", action="store_true", help="smaller inputs, fewer rounds")
+    accepted.add_argument("--json", metavar="FILE", help="write the figures there")
+    return accepted
 
 
 def alternate(arms: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
@@ -54,6 +54,7 @@ def device() -> str:
 def write(file: str | None, figures: Mapping[str, float], packages: Sequence[str]) -> None:
     """The JSON form, if a file was asked for."""
     versions = {"python": platform.python_version(), **{name: version(name) for name in packages}}
-    result = {"device": device(), "versions": versions, "figures": {key: round(value, 4) for key, value in figures.items()}}
+    rounded = {name: round(value, 4) for name, value in figures.items()}
+    result = {"device": device(), "versions": versions, "figures": rounded}
     if file:
         Path(file).write_text(json.dumps(result, indent=1) + "\n")

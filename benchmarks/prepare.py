@@ -6,19 +6,18 @@ writes nothing. The arms alternate in one run, on the same cores, with the same 
     python benchmarks/prepare.py [--quick] [--json FILE] [--tokenizer DIR] [--megabytes N]
 """
 
-import argparse
+import itertools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
+from measure import alternate, parser, ratios, show, write
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 BATCH = 1000  # documents per call of the control, as in `datasets.map(batched=True)`
@@ -88,44 +87,27 @@ def ours(tokenizer: Path, corpus: Path, output: Path, texts: int) -> float:
     return (manifest["train"]["tokens"] + manifest["validation"]["tokens"] - texts) / seconds
 
 
-def measure(megabytes: int, rounds: int, given: str | None) -> dict[str, list[float]]:
-    """Tokens per second of both arms, a value per round."""
+def main() -> None:
+    accepted = parser(__doc__)
+    accepted.add_argument("--tokenizer", metavar="DIR", help="folder of a tokenizer (default: one trained here)")
+    accepted.add_argument("--megabytes", type=int, help="size of the corpus (default 200, quick 40)")
+    settings = accepted.parse_args()
+    megabytes = settings.megabytes or (40 if settings.quick else 200)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder, numbers = Path(name), itertools.count()
         texts = documents(megabytes * 1_000_000)
-        tokenizer = Path(given) if given else train_tokenizer(texts, folder / "tokenizer")
+        tokenizer = Path(settings.tokenizer) if settings.tokenizer else train_tokenizer(texts, folder / "tokenizer")
         corpus = folder / "corpus.jsonl"
         with open(corpus, "w", encoding="utf-8") as file:
             file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
-        found: dict[str, list[float]] = {"tokenizers": [], "lit-cpt": []}
-        for index in range(rounds):
-            found["tokenizers"].append(control(tokenizer, texts))
-            found["lit-cpt"].append(ours(tokenizer, corpus, folder / f"source-{index}", len(texts)))
-        return found
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a smaller corpus, fewer rounds")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there")
-    parser.add_argument("--tokenizer", metavar="DIR", help="folder of a tokenizer (default: one trained here)")
-    parser.add_argument("--megabytes", type=int, help="size of the corpus (default 200, quick 40)")
-    options = parser.parse_args()
-    megabytes = options.megabytes or (40 if options.quick else 200)
-    found = measure(megabytes, 2 if options.quick else 3, options.tokenizer)
-    print(f"{'':12}{'median':>14}{'lowest':>14}{'highest':>14}   tokens/s, {megabytes} MB of Python sources")
-    for arm, values in found.items():
-        print(f"{arm:12}{statistics.median(values):14,.0f}{min(values):14,.0f}{max(values):14,.0f}")
-    ratios = [ours / bare for ours, bare in zip(found["lit-cpt"], found["tokenizers"], strict=True)]
-    print(f"{'ratio':12}{statistics.median(ratios):14.3f}{min(ratios):14.3f}{max(ratios):14.3f}")
-    if options.json:
-        packages = ("litdata", "tokenizers", "transformers", "torch")
-        result = {
-            "device": f"{platform.machine()} CPU, {os.cpu_count()} cores",
-            "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-            "figures": {"prepare.tokens_ratio": round(statistics.median(ratios), 4)},
-        }
-        Path(options.json).write_text(json.dumps(result, indent=1) + "\n")
+        found = alternate({
+            "tokenizers": lambda: control(tokenizer, texts),
+            "lit-cpt": lambda: ours(tokenizer, corpus, folder / f"source-{next(numbers)}", len(texts)),
+        }, 2 if settings.quick else 3)
+    show(f"tokens per second, {megabytes} MB of Python sources", found, "{:,.0f}")
+    shares = ratios(found, "lit-cpt", "tokenizers")
+    show("", {"lit-cpt / tokenizers": shares})
+    write(settings.json, {"prepare.tokens_ratio": statistics.median(shares)}, ("litdata", "tokenizers", "transformers"))
 
 
 if __name__ == "__main__":

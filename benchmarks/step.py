@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from litdata import TokensLoader
 from litdata.streaming import Cache
-from measure import alternate, options, ratios, show, write
+from measure import alternate, parser, ratios, show, write
 
 from lit_cpt import Blend, Cosine, Phase, Recipe
 from lit_cpt.manifest import Manifest, Split, TokenizerFacts
@@ -172,7 +172,7 @@ def timed(arm: Callable[[Path, str, Clock], None], root: Path, size: str, steps:
 
 
 def main() -> None:
-    settings = options(__doc__)
+    settings = parser(__doc__).parse_args()
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)

@@ -98,7 +98,8 @@ def report_command(arguments: list[str]) -> None:
     parser.add_argument("--control", type=str, help="Name of the run that the others are compared with.")
     parser.add_argument("--title", type=str, default="Continued pretraining", help="Headline of the page.")
     given = parse(parser, arguments[1:])
-    runs = {Path(run).resolve().name: Path(run) for run in given["runs"]}
+    short = [Path(run).resolve().name for run in given["runs"]]
+    runs = {name if short.count(name) == 1 else run: Path(run) for name, run in zip(short, given["runs"], strict=True)}
     print(write_report(runs, Path(given["output"]), given["title"], given["control"]))
 
 

@@ -191,13 +191,15 @@ class BlendedDataLoader(StreamingDataLoader):
         self.dataset.rank, self.dataset.world_size = environment.global_rank or 0, environment.world_size or 1
         while True:
             rebuilds, iterator = self.rebuilds, self._get_iterator()
-            for batch in iterator:
-                self.dataset.position += self.stride
-                yield batch
-                if rebuilds != self.rebuilds:
-                    break
-            if hasattr(iterator, "_shutdown_workers"):
-                iterator._shutdown_workers()
+            try:
+                for batch in iterator:
+                    self.dataset.position += self.stride
+                    yield batch
+                    if rebuilds != self.rebuilds:
+                        break
+            finally:  # also when the run ends and this generator is closed
+                if hasattr(iterator, "_shutdown_workers"):
+                    iterator._shutdown_workers()
 
     @property
     def weights(self) -> dict[str, float]:

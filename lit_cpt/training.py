@@ -115,11 +115,19 @@ class TrainingCLI(LightningCLI):
         settings = self.config[self.subcommand]
         settings["ckpt_path"] = found_checkpoint(run, settings["ckpt_path"])
         self.datamodule.batch.accumulation(self.trainer.world_size)
+        check_model(self.model)
         if self.trainer.is_global_zero:
             print(render(plan_of(self.model.recipe, self.datamodule)), flush=True)
 
+    def after_fit(self) -> None:
+        """Say where it ended and what to do with it."""
+        run, seen = self.trainer.default_root_dir, self.model.tokens_seen
+        if self.trainer.is_global_zero:
+            print(f"{run}: {self.trainer.global_step:,} steps, {seen:,} tokens. To read it: lit-cpt report {run}", flush=True)
+
     def before_validate(self) -> None:
         """Find the checkpoint that ``last`` means."""
+        check_model(self.model)
         settings = self.config[self.subcommand]
         if settings["ckpt_path"]:
             settings["ckpt_path"] = found_checkpoint(Path(self.trainer.default_root_dir), settings["ckpt_path"])
@@ -134,6 +142,20 @@ class TrainingCLI(LightningCLI):
 def plan_of(recipe: Recipe, data: BlendDataModule) -> Plan:
     """What training by ``recipe`` on ``data`` will do."""
     return plan(recipe, data.batch, source_blocks(data.used, data.batch.sequence_length), data.seed)
+
+
+def check_model(module: ContinuedPretraining) -> None:
+    """Refuse a model that is spelled as a path and is not there, before the hub is asked for it again and again.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+    """
+    for name in ("pretrained", "architecture"):
+        given = getattr(module, name)
+        if isinstance(given, str) and (given.startswith((".", "/", "~")) or given.count("/") > 1) and not Path(
+                given).is_dir():
+            raise FileNotFoundError(f"--model.{name} {given}: there is no such folder. Give one with config.json (and "
+                                    "weights), as `save_pretrained` writes it, or the name of a hub model.")
 
 
 def found_checkpoint(run: Path, asked: str | None) -> str | None:

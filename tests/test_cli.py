@@ -1,0 +1,208 @@
+"""The command as a user meets it: what it prints, how it ends, and what it leaves behind."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import LENGTH
+
+from lit_cpt import __version__
+from lit_cpt import cli
+from lit_cpt.cli import COMMANDS, explain, is_users, main
+from lit_cpt.units import parse_count
+
+HEAVY = ["torch", "lightning", "litdata", "transformers", "matplotlib"]
+RUN = ["--config", "base", "--config", "hardware/cpu", "--config", "run.yaml", "--run", "run"]
+
+
+@pytest.fixture
+def here(sources, tiny, tmp_path, monkeypatch):
+    """An empty folder but for the config of a tiny run, `run.yaml`."""
+    config = {
+        "recipe": {"token_horizon": 20 * 4 * LENGTH, "curve": {"class_path": "Cosine", "init_args": {"eta_max": 1e-2}},
+                   "phases": [{"name": "first", "blend": {"weights": {"a": 0.6, "b": 0.4}}}]},
+        "model": {"architecture": tiny},
+        "data": {"sources": sources, "sequence_length": LENGTH, "global_batch": 4, "micro_batch": 4, "workers": 0}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def left(folder):
+    """Files of a folder, but for the event file that Lightning opens before it looks at anything."""
+    paths = (path for path in Path(folder).rglob("*") if path.is_file() and "tfevents" not in path.name)
+    return sorted(str(path.relative_to(folder)) for path in paths)
+
+
+# Help --------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy():
+    code = ("import sys\nfrom lit_cpt.cli import main\nstatus = main(['--help'])\n"
+            f"print([name for name in {HEAVY} if name in sys.modules])\nsys.exit(status)")
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    *text, heavy = ran.stdout.splitlines()
+    assert heavy == "[]"
+    assert [line.split()[0] for line in text if line.startswith("  ")] == list(COMMANDS)
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["--debug"], ["--debug", "--help"]])
+def test_the_usage_is_printed_without_a_command(arguments, capsys):
+    assert main(arguments) == 0
+    assert "usage: lit-cpt COMMAND" in capsys.readouterr().out
+
+
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+@pytest.mark.parametrize(("command", "option"), [
+    ("prepare", "--text_template"), ("plan", "--plot"), ("fit", "--data.global_batch"), ("validate", "--ckpt_path"),
+    ("report", "--control"), ("quickstart", "--short")])
+def test_every_command_has_help(command, option, capsys):
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: lit-cpt ")
+    assert command in shown.splitlines()[0]
+    assert option in shown
+
+
+def test_every_command_is_tested_for_its_help():
+    assert set(COMMANDS) == {"prepare", "plan", "fit", "validate", "report", "quickstart"}
+
+
+def test_the_package_runs_as_a_module():
+    ran = subprocess.run([sys.executable, "-m", "lit_cpt", "nonsense"], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert ran.stderr == ("lit-cpt: 'nonsense' is no command; the commands are quickstart, prepare, plan, fit, "
+                          "validate, report.\n")
+
+
+# The user's mistakes: exit 2, one line, nothing left behind ------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["fit", "plan"])
+@pytest.mark.parametrize(("mistake", "message"), [
+    (["--config", "recipes/papr"], "--config recipes/papr: there is no such file.*recipes/paper,"),
+    (["--recipe.tokn_horizon", "5"], "--recipe.tokn_horizon 5. Did you mean recipe.token_horizon?"),
+    (["--recipe.token_horizon", "4q"], "token_horizon='4q' is not a count: write .*300B"),
+    (["--data.global_batch", "many"], "data.global_batch.*value: many.*--help` lists"),
+    (["--data.global_batch", "0"], "global_batch=0 must be at least 1"),
+    (["--data.sources.a", "gone"], "source 'a': there is no folder 'gone'; name one that `lit-cpt prepare` wrote"),
+    (["--recipe.curve", "Cosin"], "recipe.curve.*Cosin"),
+    (["--recipe.curve.init_args.eta_max", "-1"], "eta_max=-1.* must be a positive finite number"),
+    (["--recipe.phases", "[{name: x, blend: {weights: {a: 0.6, b: 0.3}}}]"], "weights sum to 0.9000 .*normalized"),
+    (["--recipe.phases", "[]"], "a recipe needs at least one phase")])
+def test_a_mistake_is_told_in_one_line_with_key_and_cure(here, capsys, command, mistake, message):
+    arguments = RUN if command == "fit" else RUN[:-2]
+    assert main([command, *arguments, *mistake]) == 2
+    assert_told(capsys, command, message)
+    assert left(here) == ["run.yaml"]
+
+
+@pytest.mark.parametrize(("mistake", "message"), [
+    (["--data.sorces", "x"], "--data.sorces x. Did you mean data.sources?"),
+    (["--trainer.acelerator", "cpu"], "Did you mean trainer.accelerator?"),
+    (["--data.sources", "{a: x}"], "phase 'first' draws on 'b', but data.sources has 'a'. Add data.sources.b: FOLDER"),
+    (["--data.micro_batch", "3"], "global_batch=4 is no multiple of micro_batch x ranks = 3 x 1"),
+    (["--trainer.devices", "abc"], "trainer: .*devices.* Change the --trainer options"),
+    (["--ckpt_path", "last"], "--ckpt_path last: there is no checkpoint in run/checkpoints. Leave --ckpt_path out"),
+    (["--ckpt_path", "no.ckpt"], "--ckpt_path no.ckpt: no such file. Give `last` or a file of run/checkpoints"),
+    (["--run", "run.yaml"], "--run run.yaml is a file; name a folder"),
+    (["--model.pretrained", "x"], "model.pretrained='x' and model.architecture=.*give exactly one"),
+    (["--model.architecture", "./gone"], "--model.architecture ./gone: there is no such folder"),
+    (["extra"], "unrecognized arguments: extra")])
+def test_a_mistake_of_training_is_told_in_one_line_with_key_and_cure(here, capsys, mistake, message):
+    assert main(["fit", *RUN, *mistake]) == 2
+    assert_told(capsys, "fit", message)
+    assert left(here) == ["run.yaml"]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["plan"], "required: recipe.token_horizon, recipe.curve, recipe.phases"),
+    (["plan", "--config", "base"], "these configs hold no recipe: add one, such as --config recipes/paper"),
+    (["plan", "--config", "recipes/paper", "--jsn"], "unrecognized arguments: --jsn. Did you mean json?"),
+    (["fit", "--run", "run"], "required: .*recipe.token_horizon"),
+    (["report"], "required: runs"),
+    (["report", "gone"], "gone is no run folder: .*Give the folder that `lit-cpt fit` wrote"),
+    (["prepare", "--inptu", "x"], "--inptu x. Did you mean input?"),
+    (["prepare", "--input", "gone", "--tokenizer", "x", "--output", "out"], "input 'gone' does not exist; give a file"),
+    (["quickstart", "--seed", "one"], "seed.*value: one")])
+def test_a_mistake_of_any_command_is_told_in_one_line(here, capsys, arguments, message):
+    assert main(arguments) == 2
+    assert_told(capsys, arguments[0], message)
+    assert left(here) == ["run.yaml"]
+
+
+def assert_told(capsys, command, message):
+    """One line on stderr, which matches."""
+    lines = capsys.readouterr().err.splitlines()
+    told = [line for line in lines if line.startswith(f"lit-cpt {command}: ")]
+    assert len(told) == 1, lines
+    assert lines == told
+    assert re.search(message.replace("?", r"\?"), told[0]), told[0]
+    assert "Traceback" not in told[0]
+
+
+def test_debug_shows_where_a_mistake_arose(capsys):
+    assert main(["--debug", "plan", "--config", "gone"]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in said
+    assert said.splitlines()[-1].startswith("lit-cpt plan: --config gone: there is no such file")
+
+
+# What is nobody's mistake: exit 1 --------------------------------------------------------------------------
+
+
+def test_an_error_in_a_users_own_code_exits_1_with_its_traceback(here, capsys, monkeypatch):
+    (here / "broken_curve.py").write_text(
+        "from lit_cpt import Curve\n\nclass Broken(Curve):\n    def __init__(self, eta_max: float = 1e-2):\n"
+        "        self.eta_max = eta_max\n\n    def eta(self, progress):\n        return {}['rate']\n")
+    monkeypatch.syspath_prepend(str(here))
+    assert main(["fit", *RUN, "--recipe.curve", "broken_curve.Broken"]) == 1
+    said = capsys.readouterr().err
+    assert "KeyError: 'rate'" in said
+    assert said.splitlines()[-1].startswith("lit-cpt fit: this is not a known mistake of input")
+
+
+def raised(code, name="elsewhere.py"):
+    """The error that ``code`` raises as if it stood in the file ``name``."""
+    try:
+        exec(compile(code, name, "exec"), {})
+    except BaseException as error:
+        return error
+
+
+def test_only_what_lit_cpt_refuses_itself_is_the_users_mistake():
+    ours = Path(__file__).parent.parent / "lit_cpt" / "cli.py"
+    assert not is_users(raised("raise ValueError('of a library')"))
+    assert not is_users(raised("raise RuntimeError('ours')", str(ours)))
+    assert not is_users(raised("import json\njson.loads('{')", str(ours)))
+    assert is_users(raised("raise FileNotFoundError('anywhere')"))
+    with pytest.raises(ValueError, match="value='many'") as caught:
+        parse_count("many")
+    assert is_users(caught.value)
+
+
+def test_a_slip_in_our_own_code_is_not_the_users_mistake(tmp_path, monkeypatch):
+    (tmp_path / "slip.py").write_text("def slip():\n    int('x')\n\ndef refuse():\n    raise ValueError('x=1')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(cli, "own_folders", lambda: {tmp_path.resolve()})
+    import slip
+
+    for function, verdict in ((slip.slip, False), (slip.refuse, True)):
+        with pytest.raises(ValueError, match="x") as caught:
+            function()
+        assert is_users(caught.value) is verdict
+
+
+def test_a_full_disk_says_how_to_go_on(capsys):
+    assert explain(OSError(28, "No space left on device"), "prepare") == 1
+    assert "the disk is full" in capsys.readouterr().err
