@@ -54,8 +54,8 @@ class RunProgressBar(ProgressBar):
         elif time.monotonic() - self.said >= self.log_seconds and step > self.first_step:
             self.said = time.monotonic()
             rate = (step - self.first_step) / (self.said - self.began)
-            log.info("step %d of %d, %s, %s left", step, trainer.max_steps, ", ".join(self.state(trainer)),
-                     format_seconds((trainer.max_steps - step) / rate))
+            left = f"{format_seconds((trainer.max_steps - step) / rate)} left"
+            log.info("step %d of %d, %s", step, trainer.max_steps, ", ".join([*self.state(trainer), left]))
 
     def state(self, trainer: Trainer) -> list[str]:
         """What is worth reading beside the steps."""

@@ -67,6 +67,7 @@ def quickstart(out: str = "quickstart", seed: int = 0, short: bool = False, with
     import torch
 
     begun, root, lengths = time.monotonic(), Path(out), SHORT if short else Lengths()
+    check_folder(root, {"seed": seed, "short": short, "with_real_text": with_real_text})
     torch.set_num_threads(1)  # the model is so small that a second thread only waits
     say(1, "a world of text, and questions that no text answers directly")
     world, tokenizer = build_world(root, seed, with_real_text)
@@ -88,6 +89,15 @@ def quickstart(out: str = "quickstart", seed: int = 0, short: bool = False, with
     page = write_page(root, short)
     print(f"\nreport: {page}\n{format_seconds(time.monotonic() - begun)} in all"
           + ("; the short form trains too little for the figures to mean anything" if short else ""))
+
+
+def check_folder(root: Path, settings: dict[str, Any]) -> None:
+    """Note the settings in the folder, or refuse to go on with others than it was begun with."""
+    note = root / "quickstart.json"
+    if note.exists() and json.loads(note.read_text()) != settings:
+        raise ValueError(f"{root} was begun with {json.loads(note.read_text())}, not {settings}: name another --out.")
+    root.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(settings))
 
 
 def say(number: int, what: str) -> None:

@@ -123,7 +123,8 @@ class TrainingCLI(LightningCLI):
         """Say where it ended and what to do with it."""
         run, seen = self.trainer.default_root_dir, self.model.tokens_seen
         if self.trainer.is_global_zero:
-            print(f"{run}: {self.trainer.global_step:,} steps, {seen:,} tokens. To read it: lit-cpt report {run}", flush=True)
+            print(f"{run}: {self.trainer.global_step:,} steps, {seen:,} tokens. To read it: lit-cpt report {run}",
+                  flush=True)
 
     def before_validate(self) -> None:
         """Find the checkpoint that ``last`` means."""
@@ -194,8 +195,8 @@ def training_command(arguments: list[str]) -> None:
     try:
         TrainingCLI(expand_configs(arguments))
     except Stopped as stop:
-        again = [word for word in arguments if not word.startswith("--ckpt_path")]
-        again = [word for word, before in zip(again, ["", *again], strict=False) if before != "--ckpt_path"]
+        again = [word for word, before in zip(arguments, ["", *arguments], strict=False)
+                 if before != "--ckpt_path" and word.partition("=")[0] != "--ckpt_path"]
         raise Stopped(f"{stop}\nresume with: lit-cpt {shlex.join(again)} --ckpt_path last") from None
 
 

@@ -11,8 +11,7 @@ import pytest
 import yaml
 from conftest import LENGTH
 
-from lit_cpt import __version__
-from lit_cpt import cli
+from lit_cpt import __version__, cli
 from lit_cpt.cli import COMMANDS, explain, is_users, main
 from lit_cpt.units import parse_count
 

@@ -144,7 +144,7 @@ def test_the_text_tells_switch_blends_and_both_statements():
     assert switch.split() == ["qa", "eta_over_eta_max=0.2", "45,225", "213.4B", "71.13%", "8.999e-06", "86.61B"]
     assert ["all", "qa", "0.1443", "43.3B", "?"] in [line.split() for line in lines]
     assert "the paper states its switch twice; on this curve:" in lines
-    assert "tokens = 250B        step 52,981, 250B tokens (83.33%), LR 3.434e-06" in lines[-1]
+    assert "tokens = 250B        step 52,982, 250B tokens (83.33%), LR 3.434e-06" in lines[-1]
 
 
 def test_one_phase_needs_no_totals_and_no_switch():

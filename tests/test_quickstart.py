@@ -1,0 +1,184 @@
+"""The quickstart: its configs fast, the whole of it in its short form slow."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lit_cpt import quickstart as quick
+from lit_cpt.cli import main
+from lit_cpt.events import append_event, read_events
+from lit_cpt.intervals import Interval
+from lit_cpt.microworld import FAMILIES, World
+from lit_cpt.quickstart import GENERAL, LENGTH, PRETRAINING, QA, RUNS, SEQUENCES, SHORT, Lengths, quickstart
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A quickstart's folder with its sources' folders, empty."""
+    for name in [*PRETRAINING, "qa", "qa_held_out"]:
+        (tmp_path / "data" / name).mkdir(parents=True)
+    return tmp_path
+
+
+def planned(root, config, capsys):
+    """The plan of a config, without its sources, which are not prepared here."""
+    (root / "run.yaml").write_text(yaml.safe_dump({**config, "data": {**config["data"], "sources": {}}}))
+    assert main(["plan", "--config", "base", "--config", "hardware/cpu", "--config", str(root / "run.yaml"),
+                 "--json"]) == 0, capsys.readouterr().err
+    return json.loads(capsys.readouterr().out)
+
+
+# Pure parts ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("blend", [PRETRAINING, GENERAL, QA, quick.pretraining_blend(True),
+                                   quick.pretraining_blend(False)],
+                         ids=["pretraining", "general", "qa", "real", "not-real"])
+def test_a_blend_sums_to_one(blend):
+    assert math.fsum(blend.values()) == pytest.approx(1, abs=1e-12)
+
+
+def test_only_the_qa_blend_asks_questions():
+    assert [set(blend) - set(PRETRAINING) for blend in (GENERAL, QA)] == [set(), {"qa"}]
+
+
+def test_pretraining_warms_up_and_ends_where_the_continuation_begins(root, capsys):
+    pretraining = planned(root, quick.pretraining_config(root, PRETRAINING, 3600, 0), capsys)
+    ways = [("general", GENERAL), ("qa", QA)]
+    continuation = planned(root, quick.continuation_config(root, ways, 1600, 0), capsys)
+    assert (pretraining["steps"], pretraining["tokens_per_step"]) == (3600, LENGTH * SEQUENCES)
+    rates = [rate for _, rate in pretraining["curve"]]
+    assert (rates[0], max(rates)) == (0, pytest.approx(quick.PEAK, rel=0.01))
+    assert rates[-1] == pytest.approx(quick.ENDED) == pytest.approx(continuation["curve"][0][1])
+    assert continuation["curve"][-1][1] == pytest.approx(quick.ENDED / 100)
+    [general, qa] = continuation["phases"]
+    assert (general["name"], qa["name"], qa["when"]) == ("general", "qa", "eta_over_eta_max=0.2")
+    assert qa["start"]["fraction"] == pytest.approx(0.7113, abs=1e-3)
+
+
+@pytest.mark.parametrize("steps", [Lengths().continuation, SHORT.continuation])
+def test_a_continuation_on_one_blend_has_one_phase(root, capsys, steps):
+    config = quick.continuation_config(root, [("pretraining", PRETRAINING)], steps, 0)
+    assert [phase["name"] for phase in planned(root, config, capsys)["phases"]] == ["pretraining"]
+
+
+def test_fit_accepts_the_configs(root, capsys):
+    continuation = quick.continuation_config(root, [("general", GENERAL), ("qa", QA)], 50, 3)
+    for name, config in (("base", quick.pretraining_config(root, PRETRAINING, 150, 3)), ("recipe", continuation)):
+        arguments = quick.fit_arguments(root, name, config)
+        assert main([*arguments, "--print_config"]) == 0
+        merged = yaml.safe_load(capsys.readouterr().out)
+        assert merged["run"] == str(root / "runs" / name)
+        assert (merged["seed_everything"], merged["data"]["seed"]) == (3, 3)
+        assert set(merged["data"]["sources"]) == {*PRETRAINING, "qa", "qa_held_out"}
+    assert merged["model"]["pretrained"] == str(root / "model")
+    assert merged["model"]["optimizer_state"] == str(root / "runs" / "base" / "checkpoints" / "last.ckpt")
+
+
+def test_a_run_is_started_resumed_or_left_as_it_stands(root, capsys):
+    config = quick.pretraining_config(root, PRETRAINING, 150, 0)
+    assert "--ckpt_path" not in quick.fit_arguments(root, "base", config)
+    saved = quick.checkpoint(root / "runs" / "base")
+    saved.parent.mkdir(parents=True)
+    saved.touch()
+    assert quick.fit_arguments(root, "base", config)[-2:] == ["--ckpt_path", "last"]
+    append_event(root / "runs" / "base", "finish", step=150)
+    assert quick.fit_arguments(root, "base", config) == []
+    assert "is finished already" in capsys.readouterr().out
+
+
+def test_the_pretraining_loss_is_the_last_ones_by_the_blend():
+    validation = {name: [(0, 9.0), (10, loss)] for name, loss in zip(PRETRAINING, (1.0, 2.0, 3.0, 4.0), strict=True)}
+    validation["qa_held_out"] = [(10, 50.0)]
+    assert quick.pretraining_loss(validation) == pytest.approx(0.70 * 1 + 0.10 * 2 + 0.03 * 3 + 0.17 * 4)
+
+
+def test_scores_are_told_in_per_cent():
+    assert quick.per_cent(Interval(0.5, 0.405, 0.6)) == " 50.0 [40.5, 60.0]"
+    assert quick.described(Interval(0.5, 0.4, 0.6)) == {"score": 0.5, "low": 0.4, "high": 0.6}
+
+
+def test_the_last_line_of_a_log_is_what_a_run_said_last(tmp_path):
+    (tmp_path / "log.txt").write_bytes(b"first\nlast \xff\n\n")
+    assert quick.last_line(tmp_path / "log.txt") == "last \ufffd"
+
+
+def test_a_folder_begun_with_other_settings_is_not_gone_on_with(tmp_path):
+    for _ in range(2):
+        quick.check_folder(tmp_path / "out", {"seed": 0, "short": True})
+    with pytest.raises(ValueError, match=r"out was begun with .*'seed': 0.*, not .*'seed': 1.*name another --out"):
+        quick.check_folder(tmp_path / "out", {"seed": 1, "short": True})
+
+
+def test_a_run_that_fails_is_named_with_its_log(root):
+    config = {**quick.pretraining_config(root, PRETRAINING, 150, 0), "model": {}}
+    with pytest.raises(RuntimeError, match=r"the run broken failed; see .*runs/broken/log\.txt"):
+        quick.train_side_by_side(root, {"broken": config})
+    assert "give exactly one" in (root / "runs" / "broken" / "log.txt").read_text()
+
+
+# The whole -----------------------------------------------------------------------------------------------------
+
+
+def table(text):
+    """From the first table on, up to the line about the report."""
+    return text[text.index("% right") : text.index("report: ")]
+
+
+def contents(root):
+    """Checkpoints and diaries, by which a second training would show."""
+    paths = [path for path in (root / "runs").rglob("*") if path.suffix in (".ckpt", ".jsonl", ".0", ".1")]
+    return {path: path.stat().st_mtime_ns for path in paths}
+
+
+@pytest.mark.slow
+def test_the_short_form_trains_four_models_compares_them_and_does_it_only_once(tmp_path, capfd):
+    root = tmp_path / "quick"
+    quickstart(str(root), short=True)
+    said = capfd.readouterr().out
+    shown = table(said)
+    for family in FAMILIES:
+        assert family in shown
+    for run in RUNS:
+        assert run in shown.splitlines()[0]
+        folder = root / "runs" / run
+        steps = SHORT.pretraining if run == "base" else SHORT.continuation
+        assert read_events(folder)[-1]["event"] == "finish"
+        assert read_events(folder)[-1]["step"] == steps
+        [evaluation] = (folder / "evals").glob("*.json")
+        assert evaluation.name == f"step{steps:08d}.json"
+        assert set(json.loads(evaluation.read_text())["families"]) >= set(FAMILIES)
+        assert {path.name for path in folder.iterdir()} >= {"config.yaml", "recipe.yaml", "plan.json", "checkpoints"}
+    [phase] = [event for event in read_events(root / "runs" / "recipe") if event["event"] == "phase"]
+    plan = json.loads((root / "runs" / "recipe" / "plan.json").read_text())
+    assert (phase["phase"], phase["step"]) == ("qa", plan["phases"][1]["start"]["step"])
+    assert (root / "report.html").stat().st_size > 10_000
+    assert "report: " in said
+    assert "too little" in said
+    assert_nothing_asked_is_told(root)
+
+    before = contents(root)
+    assert before
+    quickstart(str(root), short=True)
+    again = capfd.readouterr().out
+    assert again.count("is finished already") == len(RUNS)
+    assert table(again) == shown
+    assert contents(root) == before
+
+
+def assert_nothing_asked_is_told(root: Path) -> None:
+    """No text that was trained on holds a question that is asked, or what gives it away."""
+    world = World(0)
+    probes = [probe for family in world.probes.values() for probe in family]
+    assert len(probes) > 500
+    files = [path for path in (root / "text").glob("*.jsonl") if path.stem != "qa_held_out"]
+    assert {path.stem for path in files} >= {*PRETRAINING, "qa"}
+    for path in files:
+        text = "\0".join({json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()})
+        told = [probe.prompt for probe in probes if any(trace in text for trace in (probe.prompt, *probe.traces))]
+        assert told == [], path.name
