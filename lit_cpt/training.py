@@ -26,6 +26,7 @@ from lit_cpt.module import ContinuedPretraining
 from lit_cpt.plan import Plan, plan, render, source_blocks
 from lit_cpt.recipe import Recipe
 from lit_cpt.settings import expand_configs
+from lit_cpt.weights import moments_file
 
 QUIET = (".*args parameter is intended to run from within Python.*", ".*does not have many workers.*", ".*LeafSpec.*",
          ".*treespec.*", ".*Checkpoint directory .* exists.*", ".*srun.*",
@@ -116,6 +117,8 @@ class TrainingCLI(LightningCLI):
         settings["ckpt_path"] = found_checkpoint(run, settings["ckpt_path"])
         self.datamodule.batch.accumulation(self.trainer.world_size)
         check_model(self.model)
+        if self.model.optimizer_state is not None and settings["ckpt_path"] is None:
+            moments_file(self.model.optimizer_state)
         if self.trainer.is_global_zero:
             print(render(plan_of(self.model.recipe, self.datamodule)), flush=True)
 

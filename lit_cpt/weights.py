@@ -63,6 +63,21 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
+def moments_file(path: str | Path) -> Path:
+    """The file that holds the moments which ``path`` names.
+
+    Raises:
+        FileNotFoundError: Nothing is there.
+    """
+    path = Path(path)
+    file = path / "optimizer.pt" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"optimizer_state={str(path)!r}: no such file. Give a checkpoint (*.ckpt), an optimizer's saved state, or "
+            "a folder with optimizer.pt; leave it out to start AdamW cold.")
+    return file
+
+
 def read_moments(path: str | Path, model: nn.Module) -> Moments:
     """AdamW's state by parameter name, from a checkpoint of ours or HF Trainer's ``optimizer.pt``.
 
@@ -78,12 +93,7 @@ def read_moments(path: str | Path, model: nn.Module) -> Moments:
         FileNotFoundError: Nothing is there.
         ValueError: It holds no AdamW state.
     """
-    path = Path(path)
-    file = path / "optimizer.pt" if path.is_dir() else path
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"optimizer_state={str(path)!r}: no such file. Give a checkpoint (*.ckpt), an optimizer's saved state, or "
-            "a folder with optimizer.pt; leave it out to start AdamW cold.")
+    file = moments_file(path)
     saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     saved = saved["optimizer_states"][0] if "optimizer_states" in saved else saved
     if not saved.get("state") or "exp_avg" not in next(iter(saved["state"].values())):
