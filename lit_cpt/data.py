@@ -13,7 +13,8 @@ from litdata import StreamingDataset, TokensLoader
 from litdata.utilities.env import _DistributedEnv
 from torch.utils.data import DataLoader, IterableDataset
 
-from lit_cpt.prepare import tokenizer_fingerprint
+from lit_cpt.plan import blocks_in
+from lit_cpt.prepare.tokens import load_tokenizer, tokenizer_fingerprint
 from lit_cpt.recipe import Batch, Recipe
 from lit_cpt.stream import BlendedDataLoader, BlendedStreamingDataset, check_tokenizers, collate, open_source
 
@@ -61,10 +62,10 @@ class BlendDataModule(pl.LightningDataModule):
 
     @property
     def validation_names(self) -> list[str]:
-        """Sources with a validation split, sorted, used by a phase or not."""
-        if not self.validation_blocks:
-            return []
-        return [name for name, folder in sorted(self.sources.items()) if (Path(folder) / "validation").is_dir()]
+        """Sources with at least one block to validate on, sorted, used by a phase or not."""
+        splits = {name: Path(folder) / "validation" for name, folder in sorted(self.sources.items())}
+        return [name for name, split in splits.items()
+                if self.validation_blocks and split.is_dir() and blocks_in(split, self.batch.sequence_length)]
 
     def setup(self, stage: str) -> None:
         """Check the sources against the model; fix accumulation and number of steps.
@@ -91,9 +92,7 @@ class BlendDataModule(pl.LightningDataModule):
             return None, ""
         if Path(folder).is_dir() and not any((Path(folder) / name).exists() for name in TOKENIZER_FILES):
             return None, ""
-        from transformers import AutoTokenizer
-
-        return tokenizer_fingerprint(AutoTokenizer.from_pretrained(folder)), f"the model ({folder})"
+        return tokenizer_fingerprint(load_tokenizer(folder)), f"the model ({folder})"
 
     def train_dataloader(self) -> BlendedDataLoader:
         """The blended stream."""

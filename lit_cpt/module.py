@@ -147,7 +147,8 @@ class ContinuedPretraining(pl.LightningModule):
         trainer: Any = self.trainer
         if trainer.global_step % trainer.log_every_n_steps or trainer.fit_loop._should_accumulate():
             return
-        self.publish({"train/loss": self.summed_loss / self.summed_batches, "train/gradient_norm": self.gradient_norm,
+        loss = trainer.strategy.reduce(self.summed_loss / self.summed_batches, reduce_op="mean")  # over the ranks
+        self.publish({"train/loss": loss, "train/gradient_norm": self.gradient_norm,
                       "train/eta": trainer.optimizers[0].param_groups[0]["lr"], "train/tokens_seen": self.tokens_seen})
         self.summed_loss, self.summed_batches = 0.0, 0
 

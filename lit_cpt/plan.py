@@ -101,6 +101,11 @@ def blocks_of(folder: str | Path, sequence_length: int) -> int:
         FileNotFoundError: ``folder`` is no prepared source.
     """
     Manifest.load(folder)
+    return blocks_in(folder, sequence_length)
+
+
+def blocks_in(folder: str | Path, sequence_length: int) -> int:
+    """Blocks in a litdata folder, such as a source's ``validation``."""
     index = json.loads((Path(folder) / "index.json").read_text(encoding="utf-8"))
     return sum(int(chunk["dim"]) // (sequence_length + 1) for chunk in index["chunks"])
 
