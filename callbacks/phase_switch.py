@@ -60,6 +60,9 @@ class PhaseSwitchCallback(Callback):
         recipe = getattr(pl_module, "recipe", None)
         if not self.phases and isinstance(recipe, Recipe):
             self.phases, self.eta_max = recipe.phases[1:], recipe.curve.eta_max
+        if len(self.switches) > len(self.phases):
+            raise ValueError(f"the checkpoint has begun phase {self.switches[-1]['phase']!r}, but this recipe has only "
+                             f"{len(self.phases)} after the first: resume with the recipe that the run began with.")
         loader = stream(trainer)
         self.eta_peak = max(self.eta_peak, rate(trainer))
         if hasattr(loader, "plan"):

@@ -141,6 +141,13 @@ def test_three_phases_follow_each_other_and_survive_a_resume_between_them(source
         assert same_weights(resumed, module)
 
 
+def test_a_resume_with_fewer_phases_than_have_begun_is_refused(sources, tiny, tmp_path):
+    run(switching(), tiny, sources, tmp_path, PhaseSwitchCallback(), SaveAt(tmp_path, SWITCH + 1))
+    saved = tmp_path / f"step-{SWITCH + 1}.ckpt"
+    with pytest.raises(ValueError, match="has begun phase 'later0', but this recipe has only 0 after the first"):
+        run(recipe_of(), tiny, sources, tmp_path, PhaseSwitchCallback(), resume=saved)
+
+
 def test_a_warm_up_below_the_threshold_starts_no_phase(sources, tiny, tmp_path):
     recipe = recipe_of((SECOND, Trigger(eta_over_eta_max=0.2)), curve=Warmup(Linear(1e-2), 0.4))
     switch = recipe.start_steps(TOKENS)[1]
