@@ -90,9 +90,9 @@ def ours(tokenizer: Path, corpus: Path, output: Path, texts: int) -> float:
 def main() -> None:
     accepted = parser(__doc__)
     accepted.add_argument("--tokenizer", metavar="DIR", help="folder of a tokenizer (default: one trained here)")
-    accepted.add_argument("--megabytes", type=int, help="size of the corpus (default 200, quick 40)")
+    accepted.add_argument("--megabytes", type=int, help="size of the corpus (default 200, quick 100)")
     settings = accepted.parse_args()
-    megabytes = settings.megabytes or (40 if settings.quick else 200)
+    megabytes = settings.megabytes or (100 if settings.quick else 200)
     with tempfile.TemporaryDirectory() as name:
         folder, numbers = Path(name), itertools.count()
         texts = documents(megabytes * 1_000_000)

@@ -32,7 +32,7 @@ from lit_cpt.manifest import Manifest, Split, TokenizerFacts
 from lit_cpt.weights import parameter_groups
 
 MODELS: dict[str, dict[str, Any]] = {
-    "10M": {"hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 6, "num_attention_heads": 5,
+    "10M": {"hidden_size": 320, "intermediate_size": 1088, "num_hidden_layers": 6, "num_attention_heads": 5,
             "vocab_size": 4096},
     "4.7k": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
              "vocab_size": 128},

@@ -13,7 +13,7 @@ from lit_cpt.manifest import InputFile
 FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".txt": "txt"}
 COMPRESSED = (".gz", ".zst")
 COMPRESSION_RATIO = 4  # text shrinks about this much; balances parts, decides nothing else
-SMALLEST_PART = 1 << 24
+SMALLEST_PART = 1 << 22
 LARGEST_PART = 1 << 28
 
 

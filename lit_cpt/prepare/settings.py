@@ -20,7 +20,7 @@ class PrepareSettings:
         on_error: ``fail`` stops at a record that cannot be read, ``skip`` counts and lists it.
         chunk_bytes: Size of a litdata chunk.
         part_bytes: Size of the stretch of input one worker takes at a time; by default 1/256 of the
-            inputs, but 16 MiB at least and 256 MiB at most. Each part ends in a short chunk.
+            inputs, but 4 MiB at least and 256 MiB at most. Each part ends in a short chunk.
 
     Raises:
         ValueError: A value is out of its range.
