@@ -382,7 +382,7 @@ def test_parts_tile_large_files_and_gather_small_ones():
         [("/s.txt", 0, 30)],
     ]
     assert len(cut([(InputFile("/big.txt", 1000, 0), "txt")], by_line=False, part_bytes=300)) == 1
-    assert len(cut([(InputFile("/big.txt", 1 << 25, 0), "txt")], by_line=True)) == 2
+    assert len(cut([(InputFile("/big.txt", 1 << 25, 0), "txt")], by_line=True)) == 8
 
 
 # tokens
