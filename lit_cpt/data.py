@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from lit_cpt.plan import blocks_in
 from lit_cpt.prepare.tokens import load_tokenizer, tokenizer_fingerprint
 from lit_cpt.recipe import Batch, Recipe
 from lit_cpt.stream import BlendedDataLoader, BlendedStreamingDataset, check_tokenizers, collate, open_source
-
-log = logging.getLogger(__name__)
 
 # A tokenizer lies beside the weights if one of these does.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")

@@ -18,10 +18,13 @@ def append_event(run_dir: str | Path, kind: str, **fields: Any) -> None:
     """
     path = Path(run_dir) / "events.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    cut_short = path.exists() and path.stat().st_size and path.read_bytes()[-1:] != b"\n"
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n" if cut_short else "")
-        file.write(json.dumps({"event": kind, **fields, "time": round(time.time(), 3)}) + "\n")
+    line = json.dumps({"event": kind, **fields, "time": round(time.time(), 3)}) + "\n"
+    with path.open("ab+") as file:
+        end = file.seek(0, 2)
+        file.seek(max(0, end - 1))
+        if file.read() not in (b"", b"\n"):  # a kill cut the last line short: leave it its own line
+            file.write(b"\n")
+        file.write(line.encode())
 
 
 def read_events(run_dir: str | Path) -> list[dict[str, Any]]:

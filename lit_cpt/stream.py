@@ -8,7 +8,6 @@ decide who reads which slice of it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ from litdata.utilities.env import _DistributedEnv, _WorkerEnv
 
 from lit_cpt.blends import BlendHistory, SourceOrder
 from lit_cpt.manifest import Manifest
-
-log = logging.getLogger(__name__)
 
 STATE_VERSION = 1
 PLAN_SAMPLES = 4096  # drawn ahead at once: large enough that the vectorised plan costs nothing per sample

@@ -2,14 +2,12 @@
 
 import hashlib
 import json
-import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from lit_cpt.manifest import TokenizerFacts
 
-log = logging.getLogger(__name__)
 DECIDES_TOKENS = ("normalizer", "pre_tokenizer", "model", "added_tokens")
 TOKENIZER_FILES = ("*token*.json", "vocab*", "merges.txt", "*.model")
 
