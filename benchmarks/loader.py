@@ -24,7 +24,7 @@ from litdata import CombinedStreamingDataset, StreamingDataLoader, StreamingData
 from litdata.streaming import Cache
 from measure import alternate, parser, ratios, show, write
 
-from lit_cpt.blends import SourceOrder
+from lit_cpt.orders import SourceOrder
 from lit_cpt.stream import BlendedDataLoader, BlendedStreamingDataset
 
 BLOCK, BATCH = 2049, 8

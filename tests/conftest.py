@@ -14,8 +14,9 @@ import torch
 from litdata import TokensLoader
 from litdata.streaming import Cache
 
-from lit_cpt.blends import BlendHistory, SourceOrder
+from lit_cpt.blends import BlendHistory
 from lit_cpt.manifest import Manifest, Split, TokenizerFacts
+from lit_cpt.orders import SourceOrder
 
 LENGTH = 8  # tokens trained in a block of the test sources
 VOCABULARY = 64

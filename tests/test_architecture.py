@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     "units schedules blends events manifest documents intervals",
-    "recipe",
+    "recipe orders shards",
     "plan",
     "stream prepare parallel weights report",
     "microworld harness",

@@ -64,12 +64,12 @@ def test_a_batch_is_whole_blocks_of_int64(sources):
 
 
 def test_the_plan_is_the_same_across_the_pieces_it_is_drawn_in(sources, monkeypatch):
-    monkeypatch.setattr("lit_cpt.stream.PLAN_SAMPLES", 12)
+    monkeypatch.setattr("lit_cpt.stream.dataset.PLAN_SAMPLES", 12)
     assert take(iter(loader_of(sources, workers=2)), 20) == ideal_stream([(0, FIRST)], 80)
 
 
 def test_a_batch_larger_than_the_plan_is_drawn_whole(sources, monkeypatch):
-    monkeypatch.setattr("lit_cpt.stream.PLAN_SAMPLES", 3)
+    monkeypatch.setattr("lit_cpt.stream.dataset.PLAN_SAMPLES", 3)
     assert take(iter(loader_of(sources)), 5) == ideal_stream([(0, FIRST)], 20)
 
 

@@ -1,0 +1,125 @@
+"""Batches of the stream: switched, saved and resumed at the exact sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from litdata import StreamingDataLoader
+from litdata.utilities.env import _DistributedEnv
+
+from lit_cpt.stream.dataset import BlendedStreamingDataset
+
+
+class BlendedDataLoader(StreamingDataLoader):
+    """Batches of a `BlendedStreamingDataset`; switches, saves and resumes at the exact sample.
+
+    Args:
+        dataset: The stream.
+        batch_size: Sequences in a batch of one rank.
+        total_batches: Batches of this rank in the whole run: what ``len`` says. Lightning reads one batch
+            ahead of a loader without a length, and the saved position would be one batch off.
+        **kwargs: As for torch's ``DataLoader``, without ``persistent_workers``.
+    """
+
+    dataset: BlendedStreamingDataset
+
+    def __init__(self, dataset: BlendedStreamingDataset, batch_size: int, total_batches: int, **kwargs: Any) -> None:
+        if kwargs.get("persistent_workers"):
+            raise ValueError("persistent_workers=True: workers hold a copy of the blend, so a switch rebuilds them. "
+                             "Leave persistent_workers out.")
+        if not isinstance(dataset, BlendedStreamingDataset):
+            raise ValueError(f"dataset is a {type(dataset).__name__}; it must be a BlendedStreamingDataset.")
+        super().__init__(dataset, batch_size=batch_size, **kwargs)
+        self.total_batches = total_batches
+        self.rebuilds = 0
+
+    @property
+    def position(self) -> int:
+        """Samples handed out, all ranks together: the position of the next one in the global stream."""
+        return self.dataset.position
+
+    @property
+    def stride(self) -> int:
+        """Samples in one batch, all ranks together."""
+        return int(self.batch_size or 1) * self.dataset.world_size
+
+    def __len__(self) -> int:
+        """Batches of this rank in the whole run."""
+        return self.total_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        """Batches from the current position on; after a change of plan workers are rebuilt and none is lost."""
+        environment = _DistributedEnv.detect()
+        self.dataset.rank, self.dataset.world_size = environment.global_rank or 0, environment.world_size or 1
+        while True:
+            rebuilds, iterator = self.rebuilds, self._get_iterator()
+            try:
+                for batch in iterator:
+                    self.dataset.position += self.stride
+                    yield batch
+                    if rebuilds != self.rebuilds:
+                        break
+            finally:  # also when the run ends and this generator is closed
+                if hasattr(iterator, "_shutdown_workers"):
+                    iterator._shutdown_workers()
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The blend of the next sample."""
+        return self.dataset.history.weights_at(self.position)
+
+    def set_weights(self, weights: Mapping[str, float]) -> bool:
+        """Draw every sample from the next batch on by ``weights``; what was prefetched is planned anew.
+
+        Returns:
+            Whether this changed anything: False if the very switch was planned beforehand.
+        """
+        return self.plan([(self.position, weights)])
+
+    def plan(self, future: Sequence[tuple[int, Mapping[str, float]]]) -> bool:
+        """Set all switches to come, as (position, weights); free before the first batch, else workers restart.
+
+        Returns:
+            Whether this changed anything.
+
+        Raises:
+            ValueError: A position that was handed out already, or weights that are no blend of the sources.
+        """
+        changed = self.dataset.history.plan(self.position, future)
+        self.rebuilds += changed
+        return changed
+
+    def state_dict(self, back: int = 0) -> dict[str, Any]:
+        """State from which `load_state_dict` goes on.
+
+        Args:
+            back: Batches handed out but not trained, which are to come again.
+        """
+        return self.dataset.state(self.position - back * self.stride)
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, whatever the world size and the number of workers."""
+        self.dataset.restore(obj)
+        self.rebuilds += 1
+
+
+def collate(blocks: list[Any]) -> torch.Tensor:
+    """Blocks of tokens as one tensor of shape (B, T + 1), int64."""
+    return torch.stack([torch.as_tensor(block) for block in blocks]).long()
+
+
+def rewind_untrained(trainer: Any, checkpoint: dict[str, Any]) -> None:
+    """Set the saved stream back to what was trained.
+
+    A checkpoint written while a batch is being trained (on an exception, say) would count that batch as
+    done: it was read, but its gradient is lost. So are batches accumulated since the last optimizer step.
+    """
+    loaders = getattr(trainer.fit_loop._combined_loader, "flattened", [])
+    states = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader")
+    if not states or not all(isinstance(loader, BlendedDataLoader) for loader in loaders):
+        return
+    trained = trainer.global_step * trainer.accumulate_grad_batches
+    for index, loader in enumerate(loaders):
+        states[index] = loader.dataset.state(trained * loader.stride)
