@@ -110,14 +110,14 @@ def floor_sum(count: int, modulus: int, slope: int, offset: int) -> int:
     return total
 
 
-def rotations_below(count: int, start: int, bound: int) -> int:
-    """How many of the first ``count`` points ``(start + i * GOLDEN) mod 2^64`` lie below ``bound``."""
+def rotations_below(count: int, start: int, bound: int, turn: int = GOLDEN) -> int:
+    """How many of the first ``count`` points ``(start + i * turn) mod 2^64`` lie below ``bound``."""
     if bound <= 0 or count <= 0:
         return 0
     if bound >= RING:
         return count
-    wraps = floor_sum(count, RING, GOLDEN, start + RING - bound)
-    return floor_sum(count, RING, GOLDEN, start) - wraps + count
+    wraps = floor_sum(count, RING, turn, start + RING - bound)
+    return floor_sum(count, RING, turn, start) - wraps + count
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     "units schedules blends events manifest documents intervals",
-    "recipe orders shards",
-    "plan",
+    "recipe shards",
+    "plan orders",
     "stream prepare parallel weights report",
     "microworld harness",
     "data module ablation",

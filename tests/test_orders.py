@@ -42,9 +42,10 @@ def test_a_seek_equals_walking(blocks, window, draws):
 def test_a_seek_far_out_opens_one_window_of_its_epoch():
     order = SourceOrder("web", [4096] * 16_000, seed=1, window=8)
     order.locate(123_456_789)
-    assert order.at_epoch == 123_456_789 // (4096 * 16_000)
-    assert order.low <= 123_456_789 < order.high
-    assert order.high - order.low == 8 * 4096
+    [window] = order.open.values()
+    assert window.epoch == 123_456_789 // (4096 * 16_000)
+    assert window.low <= 123_456_789 % (4096 * 16_000) < window.high
+    assert len(window.items) == window.high - window.low == 8 * 4096
 
 
 def test_two_epochs_have_two_orders():
