@@ -120,6 +120,26 @@ def rotations_below(count: int, start: int, bound: int, turn: int = GOLDEN) -> i
     return floor_sum(count, RING, turn, start) - wraps + count
 
 
+def numbered(keys: Integers, counts: Integers) -> tuple[Integers, Integers]:
+    """Number the occurrences of each key, going on from ``counts``.
+
+    Args:
+        keys: Shape (samples,), each below ``len(counts)``.
+        counts: Occurrences of each key so far, shape (keys,).
+
+    Returns:
+        The number of each sample among those of its key, shape (samples,), and the counts after them.
+
+    >>> [part.tolist() for part in numbered(np.array([0, 1, 0]), np.array([5, 0]))]
+    [[5, 0, 6], [7, 1]]
+    """
+    order = np.argsort(keys, kind="stable")
+    found = np.bincount(keys, minlength=len(counts))
+    numbers = np.empty(len(keys), np.int64)
+    numbers[order] = np.arange(len(keys)) - np.repeat(np.cumsum(found) - found, found)
+    return counts[keys] + numbers, counts + found
+
+
 @dataclass(frozen=True)
 class Leg:
     """A stretch of the stream under one blend, from sample ``start`` until the next leg."""
@@ -234,11 +254,7 @@ class BlendHistory:
             Source indices and draw numbers, both of shape (stop - start,).
         """
         chosen = self.choose(start, stop)
-        order = np.argsort(chosen, kind="stable")
-        drawn = np.bincount(chosen, minlength=len(self.sources))
-        ranks = np.empty(stop - start, np.int64)
-        ranks[order] = np.arange(stop - start) - np.repeat(np.cumsum(drawn) - drawn, drawn)
-        return chosen, counts[chosen] + ranks
+        return chosen, numbered(chosen, counts)[0]
 
     def state(self) -> dict[str, Any]:
         """Plain values from which `restore` makes the same history."""
@@ -246,13 +262,14 @@ class BlendHistory:
                 "legs": [{"start": leg.start, "weights": list(leg.weights)} for leg in self.legs]}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take over the legs of a saved history.
+        """Take over the legs of a saved history; a source it did not know has rested until now.
 
         Raises:
-            ValueError: It was of another seed or of other sources.
+            ValueError: It drew on a source that is not here.
         """
-        for field, mine in (("seed", self.seed), ("sources", list(self.sources))):
-            if state[field] != mine:
-                raise ValueError(f"the saved stream has {field} {state[field]}, this one {mine}: "
-                                 f"resume with the same {field}, or start a new run.")
-        self.legs = [Leg(leg["start"], tuple(leg["weights"])) for leg in state["legs"]]
+        legs = [(leg["start"], dict(zip(state["sources"], leg["weights"], strict=True))) for leg in state["legs"]]
+        drawn = {name for _, weights in legs for name, weight in weights.items() if weight}
+        if gone := sorted(drawn - set(self.sources)):
+            raise ValueError(f"the saved stream draws on source {gone[0]!r}, which is not among this one's sources "
+                             f"({', '.join(map(repr, self.sources))}): add it, or start a new run.")
+        self.legs = [Leg(start, tuple(weights.get(name, 0.0) for name in self.sources)) for start, weights in legs]

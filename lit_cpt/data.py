@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,19 @@ from torch.utils.data import DataLoader, IterableDataset
 from lit_cpt.plan import blocks_in
 from lit_cpt.prepare.tokens import load_tokenizer, tokenizer_fingerprint
 from lit_cpt.recipe import Batch, Recipe
-from lit_cpt.stream import BlendedDataLoader, BlendedStreamingDataset, check_tokenizers, collate, open_source
+from lit_cpt.stream import (
+    BlendedDataLoader,
+    BlendedStreamingDataset,
+    Remote,
+    Staging,
+    check_tokenizers,
+    collate,
+    open_source,
+)
 
 # A tokenizer lies beside the weights if one of these does.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+DEFAULTS = Remote()
 
 
 class BlendDataModule(pl.LightningDataModule):
@@ -35,7 +45,11 @@ class BlendDataModule(pl.LightningDataModule):
         workers: Loader processes per rank; 0 reads in the training process.
         seed: Seed of the order of samples.
         window: Chunks of a source whose blocks are shuffled together.
+        shards: Parts that sources are cut into so that a rank reads only its own; see docs/data.md. Fixed for the
+            life of a run; 1 suits local disks.
         validation_blocks: Blocks per source in a validation, at most; 0 turns validation off.
+        remote: Cache and client settings for sources in an object store.
+        allow_change: What a resumed run may have changed, such as ``data.seed`` (``--allow-change``).
 
     Raises:
         ValueError: A phase names a source that is not here, or a source cannot be used.
@@ -43,24 +57,34 @@ class BlendDataModule(pl.LightningDataModule):
 
     def __init__(self, recipe: Recipe, sources: dict[str, str], sequence_length: int = 2048, global_batch: int = 64,
                  micro_batch: int = 1, workers: int = 2, seed: int = 42, window: int = 8,
-                 validation_blocks: int = 256) -> None:
+                 shards: int = 1, validation_blocks: int = 256, remote: Remote = DEFAULTS,
+                 allow_change: list[str] | None = None) -> None:
         super().__init__()
         self.recipe, self.sources = recipe, dict(sources)
         self.batch = Batch(sequence_length, global_batch, micro_batch)
-        self.workers, self.seed, self.window = workers, seed, window
-        self.validation_blocks = validation_blocks
+        self.workers, self.seed, self.window, self.shards = workers, seed, window, shards
+        self.validation_blocks, self.remote, self.allow_change = validation_blocks, remote, list(allow_change or [])
         check_named(recipe, self.sources)
         recipe.start_steps(self.batch.tokens_per_step)
+        if global_batch % shards:
+            raise ValueError(f"shards={shards} does not divide global_batch={global_batch}: each shard gives the same "
+                             "number of sequences to every step. Choose a divisor, such as the largest number of ranks "
+                             "the run may ever have.")
+
+    @cached_property
+    def folders(self) -> dict[str, str]:
+        """A local folder with the metadata of each source, and with its chunks too unless it is remote."""
+        return self.remote.staged(self.sources)
 
     @property
     def used(self) -> dict[str, str]:
-        """Folders of the sources that some phase names."""
-        return {name: self.sources[name] for name in self.recipe.sources}
+        """Local folders of the sources that some phase names."""
+        return {name: self.folders[name] for name in self.recipe.sources}
 
     @property
     def validation_names(self) -> list[str]:
         """Sources with at least one block to validate on, sorted, used by a phase or not."""
-        splits = {name: Path(folder) / "validation" for name, folder in sorted(self.sources.items())}
+        splits = {name: Path(folder) / "validation" for name, folder in sorted(self.folders.items())}
         return [name for name, split in splits.items()
                 if self.validation_blocks and split.is_dir() and blocks_in(split, self.batch.sequence_length)]
 
@@ -70,7 +94,7 @@ class BlendDataModule(pl.LightningDataModule):
         Raises:
             ValueError: Another tokenizer, or a batch that does not divide among the ranks.
         """
-        check_tokenizers(self.sources, *self.model_fingerprint())
+        check_tokenizers(self.folders, *self.model_fingerprint())
         if stage != "fit" or self.trainer is None:
             return
         accumulation = self.batch.accumulation(self.trainer.world_size)
@@ -95,10 +119,18 @@ class BlendDataModule(pl.LightningDataModule):
         """The blended stream."""
         assert self.trainer is not None
         datasets = {name: open_source(folder, self.batch.sequence_length) for name, folder in self.used.items()}
-        dataset = BlendedStreamingDataset(datasets, self.recipe.phases[0].blend.weights, self.seed, self.window)
+        dataset = BlendedStreamingDataset(datasets, self.recipe.phases[0].blend.weights, self.seed, self.window,
+                                          shards=self.shards, staging=self.staging())
+        dataset.may_change = frozenset(self.allow_change)
         total = self.recipe.steps(self.batch.tokens_per_step) * self.batch.accumulation(self.trainer.world_size)
         return BlendedDataLoader(dataset, self.batch.micro_batch, total, num_workers=self.workers, collate_fn=collate,
                                  pin_memory=torch.cuda.is_available())
+
+    def staging(self) -> Staging | None:
+        """What the stream needs for its remote sources; None where there are none."""
+        remote = {name: (self.sources[name], folder) for name, folder in self.used.items()
+                  if folder != self.sources[name]}
+        return Staging(remote, self.remote) if remote else None
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One loader for each name in `validation_names`."""

@@ -84,9 +84,10 @@ class SourceOrder:
             stretch, place = 0, draw - epoch * self.total
         else:
             stretch, place = self.sharded.place(epoch, shard, turn)
-        window = self.open.get(stretch)
-        if window is None or window.epoch != epoch or not window.low <= place < window.high:
-            window = self.open[stretch] = self.window_around(epoch, stretch, place)
+        window = self.open.get(shard)
+        if (window is None or window.epoch != epoch or window.shard != stretch
+                or not window.low <= place < window.high):
+            window = self.open[shard] = self.window_around(epoch, stretch, place)
         return window, place
 
     def chunks_after(self, epoch: int, draw: int, shard: int, turn: int) -> tuple[int, ...]:

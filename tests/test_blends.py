@@ -269,9 +269,13 @@ def test_a_history_restored_from_json_draws_the_same(first, legs):
     assert copy.choose(0, 600).tolist() == history.choose(0, 600).tolist()
 
 
-def test_a_history_of_another_seed_or_of_other_sources_is_refused():
-    state = BlendHistory(["a", "b"], {"a": 1.0}, 7).state()
-    with pytest.raises(ValueError, match="the saved stream has seed 7, this one 8: resume with the same seed"):
-        BlendHistory(["a", "b"], {"a": 1.0}, 8).restore(state)
-    with pytest.raises(ValueError, match=r"has sources \['a', 'b'\], this one \['a', 'c'\]"):
-        BlendHistory(["a", "c"], {"a": 1.0}, 7).restore(state)
+def test_a_history_goes_on_with_more_sources_but_not_without_one_it_drew_on():
+    state = history_of([1.0, 0.0, 2.0, 0.0], [(30, [0.0, 0.0, 1.0, 0.0])]).state()
+    wider = BlendHistory(("A", *NAMES, "z"), {"z": 1.0}, 7)
+    wider.restore(state)
+    before = history_of([1.0, 0.0, 2.0, 0.0], [(30, [0.0, 0.0, 1.0, 0.0])])
+    names = [NAMES[source] for source in before.choose(0, 60)]
+    assert [wider.sources[source] for source in wider.choose(0, 60)] == names
+    BlendHistory(("a", "c"), {"a": 1.0}, 7).restore(state)  # b and d only rested
+    with pytest.raises(ValueError, match=r"draws on source 'c', which is not among this one's sources \('a', 'b'\)"):
+        BlendHistory(("a", "b"), {"a": 1.0}, 7).restore(state)

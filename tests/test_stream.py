@@ -107,15 +107,15 @@ def test_a_small_source_wraps_alone_and_the_big_one_stays_in_its_first_epoch(sou
 
 def test_the_chunks_are_as_the_ideal_stream_takes_them_to_be(sources):
     stream = stream_of(sources)
-    order, begins = stream.order_of("c", stream._datasets[2])
-    assert order.blocks.tolist() == chunk_sizes(37) == [16, 16, 5]
-    assert begins == [0, 16, 32]
+    reader = stream.readers(None)[2]
+    assert reader.order.blocks.tolist() == chunk_sizes(37) == [16, 16, 5]
+    assert reader.begins == [0, 16, 32]
     assert stream.blocks == SIZES
 
 
 def test_enough_chunks_stay_mapped_for_a_window(sources):
     stream = stream_of(sources, window=6)
-    stream.order_of("a", stream._datasets[0])
+    stream.readers(None)
     assert stream._datasets[0].cache._reader._item_loader._mmap_keep == 12
 
 
@@ -146,6 +146,79 @@ def test_a_state_saved_by_one_rank_resumes_on_two_and_on_none_is_a_sample_lost(s
         rest.append([names_in([batch]) for batch in itertools.islice(iter(loader), 10)])
     assert [name for pair in zip(*rest, strict=True) for part in pair for name in part] == ideal_stream(
         [(0, FIRST)], 80)[40:]
+
+
+# Shards ------------------------------------------------------------------------------------------------
+
+# a (400 blocks) is cut into 4; b and c are too small to be.
+SHARDED = {"shards": 4, "window": 2}
+
+
+def global_batches(sources, as_rank, world, count, batch_size=1, state=None, legs=(), **settings):
+    """The samples of each global batch of 8, from all ranks."""
+    found = [[] for _ in range(count)]
+    for rank in range(world):
+        as_rank(rank, world)
+        loader = loader_of(sources, batch_size=batch_size, **{**SHARDED, **settings})
+        if state is not None:
+            loader.load_state_dict(state)
+        loader.plan(legs)
+        batches = iter(loader)
+        for number in range(count):
+            found[number] += take(batches, 8 // (world * batch_size))
+    return [sorted(batch) for batch in found]
+
+
+@pytest.mark.parametrize(("world", "batch_size", "workers"), [(1, 8, 0), (1, 1, 2), (2, 1, 0), (2, 4, 2), (4, 2, 0)])
+def test_a_global_batch_is_the_same_for_any_number_of_ranks_and_workers(sources, as_rank, world, batch_size, workers):
+    legs = [(240, SECOND), (400, {"a": 1.0})]
+    one = global_batches(sources, as_rank, 1, 120, 2, legs=legs)
+    assert global_batches(sources, as_rank, world, 120, batch_size, legs=legs, workers=workers) == one
+
+
+def test_a_rank_reads_neighbouring_chunks_of_a_source_that_is_cut(sources, as_rank):
+    read = []
+    for rank in range(4):
+        as_rank(rank, 4)
+        names = take(iter(loader_of(sources, {"a": 1.0}, batch_size=1, **SHARDED)), 100)
+        read.append({row // 16 for _, row in names})
+    assert sorted(len(chunks) for chunks in read)[-1] <= 400 / 16 / 4 + 2
+    assert len(set.union(*read)) == 25
+
+
+def test_an_epoch_is_whole_over_all_ranks_with_a_switch_in_the_middle(sources, as_rank):
+    batches = global_batches(sources, as_rank, 4, 95, legs=[(320, SECOND)])
+    rows = [row for batch in batches for source, row in batch if source == 0]
+    assert len(rows) == len(set(rows)) > 200
+
+
+def test_a_stream_of_shards_resumes_on_other_ranks(sources, as_rank):
+    one = global_batches(sources, as_rank, 1, 60, legs=[(240, SECOND)])
+    as_rank(0, 2)
+    loader = loader_of(sources, batch_size=1, **SHARDED)
+    loader.plan([(240, SECOND)])
+    take(iter(loader), 4 * 40)
+    state = json.loads(json.dumps(loader.state_dict()))
+    for world in (1, 2, 4):
+        assert global_batches(sources, as_rank, world, 20, state=state) == one[40:]
+
+
+def test_shards_that_cannot_be_dealt_to_the_ranks_are_refused(sources, as_rank):
+    as_rank(0, 3)
+    with pytest.raises(ValueError, match="shards=4 is no multiple of the 3 ranks"):
+        next(iter(loader_of(sources, **SHARDED)))
+
+
+def test_a_stream_of_shards_does_not_begin_within_a_round(sources):
+    loader = loader_of(sources, batch_size=1, **SHARDED)
+    loader.load_state_dict({**loader.state_dict(), "position": 6})
+    with pytest.raises(ValueError, match="stands at sample 6, within a round of 4"):
+        next(iter(loader))
+
+
+def test_a_stream_refuses_no_shard(sources):
+    with pytest.raises(ValueError, match="shards=0 must be at least 1"):
+        stream_of(sources, shards=0)
 
 
 # Switches ------------------------------------------------------------------------------------------------
@@ -280,12 +353,13 @@ def test_a_state_does_not_change_after_it_was_taken(sources):
 
 
 @pytest.mark.parametrize(("change", "says"), [
-    ({"version": 0}, "the saved stream has version 0, this lit_cpt reads 1: resume with the version that wrote it"),
+    ({"version": 0}, "the saved stream has version 0, this lit_cpt reads 1 and 2: resume with the version that wrote"),
     ({"seed": 1}, "the saved stream has seed 1, this one 42"),
-    ({"window": 3}, "the saved stream has window 3, this one 8.*Resume with the same window"),
+    ({"window": 3}, "the saved stream has window 3, this one 8.*Resume with the same"),
     ({"shuffle": False}, "the saved stream has shuffle False, this one True"),
-    ({"sources": ["a", "b", "x"]}, r"the saved stream has sources \['a', 'b', 'x'\], this one \['a', 'b', 'c'\]"),
-    ({"blocks": [400, 150, 38]}, r"the saved stream has blocks \[400, 150, 38\], this one \[400, 150, 37\]"),
+    ({"shards": 4}, "the saved stream has shards 4, this one 1"),
+    ({"sources": ["a", "b", "x"]}, r"draws on source 'x', which is not among this one's sources \('a', 'b', 'c'\)"),
+    ({"blocks": [400, 150, 38]}, "the saved stream has sources.c 38 blocks, this one 37 blocks"),
 ])
 def test_the_state_of_another_stream_is_refused_with_both_values(sources, change, says):
     loader = loader_of(sources)
@@ -294,6 +368,39 @@ def test_the_state_of_another_stream_is_refused_with_both_values(sources, change
         loader.load_state_dict(state)
     assert loader.position == 0
     assert take(iter(loader), 2) == ideal_stream([(0, FIRST)], 8)
+
+
+def test_a_change_that_was_allowed_is_taken_over(sources):
+    loader = loader_of(sources, seed=7)
+    loader.dataset.may_change = frozenset({"data.seed"})
+    loader.load_state_dict({**loader_of(sources).state_dict(), "position": 40})
+    assert (loader.position, loader.dataset.history.seed) == (40, 7)
+    assert take(iter(loader), 5) == ideal_stream([(0, FIRST)], 60, seed=7)[40:]
+
+
+def test_a_state_of_the_first_version_resumes(sources):
+    loader = loader_of(sources)
+    state = {**loader.state_dict(), "position": 40, "version": 1}
+    del state["shards"]
+    loader.load_state_dict(state)
+    assert take(iter(loader), 5) == ideal_stream([(0, FIRST)], 60)[40:]
+
+
+def test_a_state_of_the_first_version_is_refused_by_a_stream_of_several_shards(sources):
+    state = {**loader_of(sources).state_dict(), "version": 1}
+    del state["shards"]
+    with pytest.raises(ValueError, match="the saved stream has shards 1, this one 4"):
+        loader_of(sources, shards=4).load_state_dict(state)
+
+
+def test_a_source_that_the_saved_stream_did_not_know_has_rested(sources):
+    early = loader_of({name: sources[name] for name in "ac"}, {"a": 0.7, "c": 0.3})
+    names = take(iter(early), 10)
+    loader = loader_of(sources, {"a": 1.0})
+    loader.load_state_dict(early.state_dict())
+    assert names + take(iter(loader), 10) == ideal_stream([(0, {"a": 0.7, "c": 0.3})], 80)
+    loader.set_weights({"b": 1.0})
+    assert {source for source, _ in take(iter(loader), 5)} == {1}
 
 
 def test_a_state_of_nothing_is_refused(sources):

@@ -9,6 +9,7 @@ decide who reads which slice of it.
 from lit_cpt.stream.dataset import STATE_VERSION, BlendedStreamingDataset
 from lit_cpt.stream.loader import BlendedDataLoader, collate, rewind_untrained
 from lit_cpt.stream.sources import check_tokenizers, open_source
+from lit_cpt.stream.staging import Remote, Staging
 
-__all__ = ["STATE_VERSION", "BlendedDataLoader", "BlendedStreamingDataset", "check_tokenizers", "collate",
-           "open_source", "rewind_untrained"]
+__all__ = ["STATE_VERSION", "BlendedDataLoader", "BlendedStreamingDataset", "Remote", "Staging", "check_tokenizers",
+           "collate", "open_source", "rewind_untrained"]

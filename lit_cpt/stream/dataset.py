@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from litdata import CombinedStreamingDataset, StreamingDataset, TokensLoader
-from litdata.streaming.sampler import ChunkedIndex
+import numpy as np
+from litdata import CombinedStreamingDataset, StreamingDataset
 from litdata.utilities.env import _WorkerEnv
 
-from lit_cpt.blends import BlendHistory
+from lit_cpt.blends import BlendHistory, Integers, numbered
 from lit_cpt.orders import SourceOrder
+from lit_cpt.shards import ShardedDraws, shards_of
+from lit_cpt.stream.reader import SourceReader, chunk_bounds
+from lit_cpt.stream.staging import Staging
 
-STATE_VERSION = 1
+if TYPE_CHECKING:
+    from lit_cpt.store import ChunkStore
+
+STATE_VERSION = 2  # version 1 had no shards: it reads as one shard
 PLAN_SAMPLES = 4096  # drawn ahead at once: large enough that the vectorised plan costs nothing per sample
 
 
@@ -25,6 +32,9 @@ class BlendedStreamingDataset(CombinedStreamingDataset):
         seed: Seed of the order.
         window: Chunks whose blocks are shuffled together; twice as many stay mapped.
         shuffle: False reads each source front to back.
+        shards: Parts that every source is cut into, so that a rank reads only its own; fixed for the life of
+            a run. One suits sources on local disks.
+        staging: Sources that lie elsewhere, and where to keep their chunks.
 
     Raises:
         ValueError: A weight for a source that is not there, weights that are no blend, or a source
@@ -32,70 +42,136 @@ class BlendedStreamingDataset(CombinedStreamingDataset):
     """
 
     def __init__(self, sources: Mapping[str, StreamingDataset], weights: Mapping[str, float], seed: int = 42,
-                 window: int = 8, shuffle: bool = True) -> None:
-        if window < 1:
-            raise ValueError(f"window={window} must be at least 1: it counts the chunks that are shuffled together.")
+                 window: int = 8, shuffle: bool = True, shards: int = 1, staging: Staging | None = None) -> None:
+        for name, value in (("window", window), ("shards", shards)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
         self.history = BlendHistory(list(sources), weights, seed)
         self.names = self.history.sources
         super().__init__([sources[name] for name in self.names], seed=seed,
                          weights=list(self.history.legs[0].weights), iterate_over_all=False)
-        self.window, self.shuffle = window, shuffle
+        self.window, self.shuffle, self.shards, self.staging = window, shuffle, shards, staging
         self.position = 0  # samples handed out, all ranks together
         self.rank, self.world_size = 0, 1  # set by the loader, when the process group is known
-        self.blocks = {name: self.order_of(name, dataset)[0].total for name, dataset in sources.items()}
+        self.may_change: frozenset[str] = frozenset()  # fields that `restore` need not find as they were
+        self.blocks = {name: self.blocks_in(name, dataset)
+                       for name, dataset in zip(self.names, self._datasets, strict=True)}
         for dataset in self._datasets:
             dataset.cache = None  # file handles must not cross into workers
 
-    def order_of(self, name: str, dataset: StreamingDataset) -> tuple[SourceOrder, list[int]]:
-        """The order of a source's blocks, and where each of its chunks begins; opens the source here."""
-        dataset.cache = dataset._create_cache(_WorkerEnv.detect())
-        loader = dataset.cache._reader._item_loader
-        if isinstance(loader, TokensLoader):
-            loader._mmap_keep = max(4, 2 * self.window)  # fewer would remap a chunk at nearly every block
-        intervals = dataset.cache.get_chunk_intervals()
-        sizes = [interval[2] - interval[1] for interval in intervals]
-        return (SourceOrder(name, sizes, self.history.seed, self.window, self.shuffle),
-                [interval[1] for interval in intervals])
+    def blocks_in(self, name: str, dataset: StreamingDataset) -> int:
+        """Blocks of a source."""
+        sizes = [end - begin for begin, end in chunk_bounds(dataset)]
+        return SourceOrder(name, sizes, self.history.seed, self.window, self.shuffle).total
+
+    @property
+    def round(self) -> int:
+        """Samples after which every rank has had whole batches of its own shards: switches fall on its multiples.
+
+        Raises:
+            ValueError: The shards cannot be dealt to the ranks evenly.
+        """
+        if self.shards == 1:
+            return self.world_size * self.batch_size
+        if self.shards % self.world_size:
+            raise ValueError(f"shards={self.shards} is no multiple of the {self.world_size} ranks: each rank reads "
+                             f"whole shards. Run on a number of ranks that divides {self.shards}.")
+        return math.lcm(self.shards, self.world_size * self.batch_size)
 
     def __iter__(self) -> Iterator[Any]:
         """This worker's samples of this rank's batches, from ``position`` on, for ever."""
+        if self.position % self.round and self.shards > 1:
+            raise ValueError(f"the stream stands at sample {self.position}, within a round of {self.round}: with "
+                             f"{self.shards} shards it can only begin or switch at the end of an optimizer step.")
         worker = _WorkerEnv.detect()
-        opened = [self.order_of(name, dataset) for name, dataset in zip(self.names, self._datasets, strict=True)]
-        rank_batch = self.batch_size
-        batch = self.world_size * rank_batch
-        stride = batch * max(1, PLAN_SAMPLES // batch)
-        start, counts, number = self.position, self.history.counts(self.position), 0
-        while True:
-            chosen, draws = self.history.draws(start, start + stride, counts)
-            for first in range(self.rank * rank_batch, stride, batch):
+        store = self.staging.open() if self.staging is not None else None
+        try:
+            readers = self.readers(store)
+            for number, batch in enumerate(self.batches([reader.order for reader in readers])):
                 if number % worker.world_size == worker.rank:
-                    mine = slice(first, first + rank_batch)
-                    for source, draw in zip(chosen[mine].tolist(), draws[mine].tolist(), strict=True):
-                        order, begins = opened[source]
-                        chunk, block = order.locate(draw)
-                        yield self._datasets[source][ChunkedIndex(index=begins[chunk] + block, chunk_index=chunk)]
-                number += 1
+                    for source, draw, shard, turn in batch:
+                        yield readers[source].read(draw, shard, turn)
+        finally:
+            if store is not None:
+                store.close()
+
+    def readers(self, store: ChunkStore | None) -> list[SourceReader]:
+        """The sources, opened in this process."""
+        remote = self.staging.sources if self.staging is not None else {}
+        opened = []
+        for index, (name, dataset) in enumerate(zip(self.names, self._datasets, strict=True)):
+            bounds = chunk_bounds(dataset)
+            shards = shards_of(self.blocks[name], self.shards)
+            sharded = ShardedDraws(self.history, index, self.blocks[name], shards)
+            order = SourceOrder(name, [end - begin for begin, end in bounds], self.history.seed, self.window,
+                                self.shuffle, sharded)
+            mapped = max(4, 2 * self.window * max(1, shards // self.world_size))
+            opened.append(SourceReader(name, dataset, [begin for begin, _ in bounds], order, mapped,
+                                       store if name in remote else None))
+        return opened
+
+    def batches(self, orders: list[SourceOrder]) -> Iterator[list[list[int]]]:
+        """This rank's batches from ``position`` on: (source, draw, shard, turn) of each of their samples."""
+        stride = self.round * max(1, PLAN_SAMPLES // self.round)
+        start, turns = self.position, self.turns(orders)
+        while True:
+            rows, turns = self.planned(start, start + stride, turns)
+            for first in range(0, len(rows), self.batch_size):
+                yield rows[first : first + self.batch_size].tolist()
             start += stride
-            counts = self.history.counts(start)
+
+    def turns(self, orders: list[SourceOrder]) -> Integers:
+        """Draws from each source on each shard before ``position``, shape (sources, shards); 0 if it is not cut."""
+        found = np.zeros((len(orders), self.shards), np.int64)
+        for index, order in enumerate(orders):
+            if order.sharded is not None:
+                found[index] = order.sharded.counts(self.position)
+        return found
+
+    def planned(self, start: int, stop: int, turns: Integers) -> tuple[Integers, Integers]:
+        """This rank's part of samples ``start`` to ``stop``.
+
+        Args:
+            start: First sample, the beginning of a round.
+            stop: One past the last, the end of one.
+            turns: `turns` at ``start``.
+
+        Returns:
+            (source, draw, shard, turn) of each sample, shape (samples of this rank, 4), and `turns` at ``stop``.
+        """
+        chosen, draws = self.history.draws(start, stop, self.history.counts(start))
+        if self.shards == 1:
+            mine = np.arange(stop - start).reshape(-1, self.world_size, self.batch_size)[:, self.rank].ravel()
+            none = np.zeros(len(mine), np.int64)
+            return np.stack([chosen[mine], draws[mine], none, none], 1), turns
+        shard = np.arange(start, stop) % self.shards
+        turn, counts = numbered(chosen * self.shards + shard, turns.ravel())
+        mine = np.flatnonzero(shard * self.world_size // self.shards == self.rank)
+        shard[~np.array([shards_of(self.blocks[name], self.shards) > 1 for name in self.names])[chosen]] = 0
+        return np.stack([chosen, draws, shard, turn], 1)[mine], counts.reshape(turns.shape)
 
     def state(self, position: int) -> dict[str, Any]:
         """All that is needed to go on at ``position``: plain values, a few hundred bytes, of no rank or worker."""
         return {"version": STATE_VERSION, "position": position, "window": self.window, "shuffle": self.shuffle,
-                "blocks": [self.blocks[name] for name in self.names], **self.history.state()}
+                "shards": self.shards, "blocks": [self.blocks[name] for name in self.names], **self.history.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken.
+        """Go on where `state` was taken; sources that it did not know have rested until now.
 
         Raises:
-            ValueError: The stream is another one: other version, seed, sources, their sizes, window or order.
+            ValueError: The stream is another one: other version, seed, sources, their sizes, window, shards or order.
         """
-        if state.get("version") != STATE_VERSION:
-            raise ValueError(f"the saved stream has version {state.get('version')}, this lit_cpt reads "
+        if state.get("version") not in (1, STATE_VERSION):
+            raise ValueError(f"the saved stream has version {state.get('version')}, this lit_cpt reads 1 and "
                              f"{STATE_VERSION}: resume with the version that wrote it.")
-        mine = self.state(0)
-        for field in ("window", "shuffle", "sources", "blocks"):
-            if state[field] != mine[field]:
-                raise ValueError(f"the saved stream has {field} {state[field]}, this one {mine[field]}; the order of "
-                                 f"samples depends on it. Resume with the same {field}, or start a new run.")
-        self.history.restore(state)
-        self.position = state["position"]
+        saved = {"shards": 1, **state}
+        fields = [(f"data.{field}", saved[field], getattr(self, field)) for field in ("window", "shards", "shuffle")]
+        fields += [("data.seed", saved["seed"], self.history.seed)]
+        fields += [(f"data.sources.{name}", f"{blocks} blocks", f"{self.blocks[name]} blocks")
+                   for name, blocks in zip(saved["sources"], saved["blocks"], strict=True) if name in self.blocks]
+        for field, was, now in fields:
+            if was != now and field not in self.may_change:
+                raise ValueError(f"the saved stream has {field.removeprefix('data.')} {was}, this one {now}; the order "
+                                 f"of samples depends on it. Resume with the same, or start a new run.")
+        self.history.restore(saved)
+        self.position = saved["position"]
