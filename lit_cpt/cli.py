@@ -18,6 +18,7 @@ from typing import Any
 COMMANDS = {
     "quickstart": ("the whole idea in minutes, offline, on a CPU", "lit_cpt.commands:quickstart_command"),
     "prepare": ("raw text to tokens, one folder per source", "lit_cpt.commands:prepare_command"),
+    "data": ("`data check`: a run's stream, read and compared, without a model", "lit_cpt.commands:data_command"),
     "plan": ("what a run will do, before it does it", "lit_cpt.commands:plan_command"),
     "fit": ("train by a recipe; --ckpt_path last resumes", "lit_cpt.training:training_command"),
     "validate": ("loss of a model on each source", "lit_cpt.training:training_command"),
@@ -70,7 +71,8 @@ def run(arguments: list[str], debug: bool) -> int:
     module, function = COMMANDS[arguments[0]][1].split(":")
     try:
         getattr(importlib.import_module(module), function)(arguments)
-    except SystemExit as stop:  # argparse's way to end --help (0) and a usage error (2)
+    except SystemExit as stop:  # argparse's way to end --help (0) and a usage error (2); Lightning's on Ctrl-C
+        say_how_to_resume(stop)
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:
         print(f"\nlit-cpt {arguments[0]}: stopped.", file=sys.stderr)
@@ -86,10 +88,13 @@ def explain(error: BaseException, command: str) -> int:
     """Print what went wrong, as a person needs it, and return the exit status."""
     if type(error).__name__ == "Stopped":  # graceful_stop.Stopped; its module would import Lightning
         print(f"\nlit-cpt {command}: {error}", file=sys.stderr)
+        say_how_to_resume(error)
         return 1
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        print(f"lit-cpt {command}: the disk is full ({error}). Free some space and run the same command again.",
-              file=sys.stderr)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        again = "go on where the newest whole checkpoint is." if hasattr(error, "resume_with") else (
+            "run the same command again.")
+        print(f"lit-cpt {command}: the disk is full ({error}). Free some space and {again}", file=sys.stderr)
+        say_how_to_resume(error)
         return 1
     if is_users(error):
         print(f"lit-cpt {command}: {error}", file=sys.stderr)
@@ -97,7 +102,14 @@ def explain(error: BaseException, command: str) -> int:
     traceback.print_exception(error)
     print(f"lit-cpt {command}: this is not a known mistake of input; the traceback above tells where it arose.",
           file=sys.stderr)
+    say_how_to_resume(error)
     return 1
+
+
+def say_how_to_resume(error: BaseException) -> None:
+    """End with the command that goes on from the newest whole checkpoint, where training left one."""
+    if (command := getattr(error, "resume_with", None)) is not None:
+        print(f"resume with: {command}", file=sys.stderr)
 
 
 def is_users(error: BaseException) -> bool:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lit_cpt.arguments import command_parser, parse
 from lit_cpt.cli import print_json
 from lit_cpt.recipe import Batch, Recipe
-from lit_cpt.settings import expand_configs, read_config
+from lit_cpt.remote import is_remote
+from lit_cpt.settings import expand_configs, find_config, read_config
+
+if TYPE_CHECKING:
+    from lit_cpt.data import BlendDataModule
 
 # What `plan` reads of a run's `data`: the data module's own defaults hold for the rest.
-PLANNED_DATA = {"sources": dict[str, str], "sequence_length": int, "global_batch": int, "seed": int}
+PLANNED_DATA = {"sources": dict[str, str], "sequence_length": int, "global_batch": int, "seed": int,
+                "remote": dict[str, Any]}
 FIT_ONLY = ("model", "trainer", "run", "ckpt_path", "seed_everything", "weights_only", "verbose")
 
 
@@ -42,7 +48,7 @@ def plan_command(arguments: list[str]) -> None:
     given = parse(parser, planned_arguments(arguments[1:]), build=True)
     data = {name: value for name, value in vars(given["data"]).items() if value is not None}
     batch = Batch(data.get("sequence_length", 2048), data.get("global_batch", 64))
-    blocks = source_blocks(data.get("sources", {}), batch.sequence_length)
+    blocks = source_blocks(staged(data), batch.sequence_length)
     result = plan(given["recipe"], batch, blocks, data.get("seed", 42))
     if given["plot"]:
         from lit_cpt.report import plot_plan
@@ -52,6 +58,16 @@ def plan_command(arguments: list[str]) -> None:
         print_json(result.describe())
     else:
         print(render(result))
+
+
+def staged(data: dict[str, Any]) -> dict[str, str]:
+    """Folders with the sources' metadata: of remote ones it comes into the cache."""
+    sources: dict[str, str] = data.get("sources", {})
+    if not any(map(is_remote, sources.values())):
+        return sources
+    from lit_cpt.stream import Remote  # with torch; a plan of local sources does without
+
+    return Remote(**(data.get("remote") or {})).staged(sources)
 
 
 def planned_arguments(arguments: list[str]) -> list[str]:
@@ -86,6 +102,53 @@ def ignored(option: str) -> bool:
     """Whether ``option`` is one of fit's that move no token."""
     group, _, key = option.removeprefix("--").partition(".")
     return group in FIT_ONLY or (group == "data" and key != "" and key.split(".")[0] not in PLANNED_DATA)
+
+
+def data_command(arguments: list[str]) -> None:
+    """`lit-cpt data check`.
+
+    Raises:
+        ValueError: No such subcommand, or what was read is not what was foretold.
+    """
+    if arguments[1:2] != ["check"] and "--help" not in arguments[1:] and "-h" not in arguments[1:]:
+        raise ValueError(f"data {' '.join(arguments[1:2])}: there is only `lit-cpt data check CONFIG [CONFIG ...]`.")
+    parser = command_parser("data check", "Reads a run's stream, without a model, and shows that its guarantees hold: "
+                            "realised shares, epochs, the switch, a resume, and how fast it is.")
+    parser.add_argument("configs", nargs="+", type=str, metavar="CONFIG", help="The run's configs, as for fit.")
+    parser.add_argument("--steps", type=int, default=100, help="Optimizer steps to read.")
+    parser.add_argument("--json", action="store_true", help="Print the check as JSON.")
+    given = parse(parser, [word for word in arguments[1:] if word != "check"])
+    from lit_cpt.data_check import check_data, render_check
+
+    data = data_module(given["configs"])
+    found = check_data(data, given["steps"])
+    print_json({**asdict(found), "passed": found.passed}) if given["json"] else print(render_check(found, data))
+    if not found.passed:
+        raise ValueError("the stream differs from what its seed foretells: see DIFFERENT above. Has a source been "
+                         "written to while it was read?")
+
+
+def data_module(configs: list[str]) -> BlendDataModule:
+    """The data module that ``configs`` describe, as fit builds it.
+
+    Raises:
+        ValueError: They hold no recipe or no sources.
+    """
+    from lit_cpt.data import BlendDataModule
+
+    parser = command_parser("data check", "")
+    parser.add_argument("--config", action="config")
+    parser.add_class_arguments(Recipe, "recipe")
+    parser.add_class_arguments(BlendDataModule, "data")
+    parser.link_arguments("recipe", "data.recipe", apply_on="instantiate")
+    read = [read_config(find_config(name)) for name in configs]
+    for part, mend in (("recipe", "--config recipes/paper"), ("data", "a file with data: {sources: {NAME: FOLDER}}")):
+        if not any(part in config for config in read):
+            raise ValueError(f"{', '.join(configs)}: no {part} in these configs; add one, such as {mend}.")
+    words = [word for config in read for word in
+             ("--config", json.dumps({part: config[part] for part in ("recipe", "data") if part in config}))]
+    module: BlendDataModule = parse(parser, words, build=True)["data"]
+    return module
 
 
 def report_command(arguments: list[str]) -> None:

@@ -13,15 +13,19 @@ from litdata import StreamingDataset, TokensLoader
 from litdata.utilities.env import _DistributedEnv
 from torch.utils.data import DataLoader, IterableDataset
 
+from lit_cpt.orders import SourceOrder
 from lit_cpt.plan import blocks_in
 from lit_cpt.prepare.tokens import load_tokenizer, tokenizer_fingerprint
 from lit_cpt.recipe import Batch, Recipe
 from lit_cpt.stream import (
+    VALIDATION,
     BlendedDataLoader,
     BlendedStreamingDataset,
     Remote,
+    SourceReader,
     Staging,
     check_tokenizers,
+    chunk_bounds,
     collate,
     open_source,
 )
@@ -84,7 +88,7 @@ class BlendDataModule(pl.LightningDataModule):
     @property
     def validation_names(self) -> list[str]:
         """Sources with at least one block to validate on, sorted, used by a phase or not."""
-        splits = {name: Path(folder) / "validation" for name, folder in sorted(self.folders.items())}
+        splits = {name: Path(folder) / VALIDATION for name, folder in sorted(self.folders.items())}
         return [name for name, split in splits.items()
                 if self.validation_blocks and split.is_dir() and blocks_in(split, self.batch.sequence_length)]
 
@@ -118,24 +122,30 @@ class BlendDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> BlendedDataLoader:
         """The blended stream."""
         assert self.trainer is not None
+        return self.loader(self.trainer.world_size)
+
+    def loader(self, world_size: int, workers: int | None = None) -> BlendedDataLoader:
+        """The blended stream as one of ``world_size`` ranks reads it, with other ``workers`` if given."""
         datasets = {name: open_source(folder, self.batch.sequence_length) for name, folder in self.used.items()}
         dataset = BlendedStreamingDataset(datasets, self.recipe.phases[0].blend.weights, self.seed, self.window,
-                                          shards=self.shards, staging=self.staging())
+                                          shards=self.shards, staging=self.staging)
         dataset.may_change = frozenset(self.allow_change)
-        total = self.recipe.steps(self.batch.tokens_per_step) * self.batch.accumulation(self.trainer.world_size)
-        return BlendedDataLoader(dataset, self.batch.micro_batch, total, num_workers=self.workers, collate_fn=collate,
+        here = min(world_size, getattr(self.trainer, "num_devices", 1))  # ranks of this node
+        self.staging.check(self.used, max(1, self.shards // world_size) * here, self.window)
+        total = self.recipe.steps(self.batch.tokens_per_step) * self.batch.accumulation(world_size)
+        return BlendedDataLoader(dataset, self.batch.micro_batch, total, collate_fn=collate,
+                                 num_workers=self.workers if workers is None else workers,
                                  pin_memory=torch.cuda.is_available())
 
-    def staging(self) -> Staging | None:
-        """What the stream needs for its remote sources; None where there are none."""
-        remote = {name: (self.sources[name], folder) for name, folder in self.used.items()
-                  if folder != self.sources[name]}
-        return Staging(remote, self.remote) if remote else None
+    @cached_property
+    def staging(self) -> Staging:
+        """What reading the remote sources needs."""
+        return Staging(self.sources, self.folders, self.remote)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """One loader for each name in `validation_names`."""
-        sets = [ValidationBlocks(self.sources[name], self.batch.sequence_length, self.validation_blocks)
-                for name in self.validation_names]
+        sets = [ValidationBlocks(name, self.folders[name], self.batch.sequence_length, self.validation_blocks,
+                                 self.staging) for name in self.validation_names]
         return [DataLoader(blocks, batch_size=self.batch.micro_batch, collate_fn=collate) for blocks in sets]
 
 
@@ -143,22 +153,34 @@ class ValidationBlocks(IterableDataset[Any]):
     """The first blocks of a source's validation split, dealt out to the ranks; the same ones each time.
 
     Args:
-        folder: The prepared source.
+        name: The source.
+        folder: Local folder with its metadata.
         sequence_length: Tokens predicted in a block.
         count: Blocks, at most, all ranks together.
+        staging: Brings the blocks here, where the source is remote.
     """
 
-    def __init__(self, folder: str, sequence_length: int, count: int) -> None:
-        self.folder, self.sequence_length, self.count = folder, sequence_length, count
+    def __init__(self, name: str, folder: str, sequence_length: int, count: int, staging: Staging) -> None:
+        self.name, self.folder, self.sequence_length, self.count = name, folder, sequence_length, count
+        self.staging = staging
 
     def __iter__(self) -> Iterator[Any]:
         """This rank's blocks. A split shorter than one block has none."""
-        loader = TokensLoader(block_size=self.sequence_length + 1)
-        dataset = StreamingDataset(str(Path(self.folder) / "validation"), item_loader=loader)
+        split, name = str(Path(self.folder) / VALIDATION), f"{self.name}/{VALIDATION}"
+        if not blocks_in(split, self.sequence_length):
+            return
         environment = _DistributedEnv.detect()
-        dataset.distributed_env = _DistributedEnv(1, 0, 1)  # else its length is one rank's share of the split
-        for index in range(environment.global_rank or 0, min(self.count, len(dataset)), environment.world_size or 1):
-            yield dataset[index]
+        store = self.staging.open() if name in self.staging else None
+        try:
+            dataset = StreamingDataset(split, item_loader=TokensLoader(block_size=self.sequence_length + 1))
+            bounds = chunk_bounds(dataset)
+            order = SourceOrder(name, [end - begin for begin, end in bounds], 0, 1, shuffle=False)
+            reader = SourceReader(name, dataset, [begin for begin, _ in bounds], order, 4, store)
+            for index in range(environment.global_rank or 0, min(self.count, order.total), environment.world_size or 1):
+                yield reader.read(index, 0, 0)
+        finally:
+            if store is not None:
+                store.close()
 
 
 def check_named(recipe: Recipe, sources: Mapping[str, str]) -> None:

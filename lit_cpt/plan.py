@@ -57,12 +57,21 @@ class Portion:
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """One phase: from where to where, and on what."""
+    """One phase: from where to where, and on what.
+
+    Args:
+        name: What it is called.
+        when: Its trigger; None for the first.
+        start: Where it begins; None where no plan can foretell it, and then no token or epoch is planned for it.
+        stop: Where it ends: at the next phase that is foretold, or with the horizon.
+        tokens: Tokens it trains.
+        sources: What each source gives.
+    """
 
     name: str
     when: str | None
-    start: Moment
-    stop: Moment
+    start: Moment | None
+    stop: Moment | None
     tokens: int
     sources: list[Portion]
 
@@ -137,11 +146,11 @@ def plan(recipe: Recipe, batch: Batch, blocks: Mapping[str, int] | None = None, 
     Raises:
         ValueError: A phase would have no step of its own.
     """
-    starts = recipe.start_steps(batch.tokens_per_step)
+    starts = [start for start in recipe.start_steps(batch.tokens_per_step) if start is not None]
     steps = recipe.steps(batch.tokens_per_step)
     history = BlendHistory(recipe.sources, recipe.phases[0].blend.weights, seed)
     history.plan(0, [(start * batch.global_batch, phase.blend.weights)
-                     for start, phase in zip(starts, recipe.phases, strict=True)])
+                     for start, phase in zip(starts, recipe.phases, strict=False)])
     counts = [history.counts(step * batch.global_batch) for step in [*starts, steps]]
 
     def portions(weights: Mapping[str, float], drawn: Any) -> list[Portion]:
@@ -155,6 +164,9 @@ def plan(recipe: Recipe, batch: Batch, blocks: Mapping[str, int] | None = None, 
         for phase, start, stop, before, after
         in zip(recipe.phases, starts, [*starts[1:], steps], counts, counts[1:], strict=False)
     ]
+    phases += [PhasePlan(phase.name, str(phase.when), None, None, 0,
+                         [Portion(name, weight, 0, 0, None) for name, weight in sorted(phase.blend.weights.items())])
+               for phase in recipe.phases[len(starts):]]
     total = dict(zip(recipe.sources, (counts[-1] / counts[-1].sum()).tolist(), strict=True))
     points = [round(recipe.horizon * index / (CURVE_POINTS - 1)) for index in range(CURVE_POINTS)]
     return Plan(recipe.horizon, steps, batch.tokens_per_step, [(tokens, recipe.eta_at(tokens)) for tokens in points],
@@ -194,13 +206,13 @@ def described(trigger: Trigger) -> str:
 
 def render(result: Plan) -> str:
     """The plan as text for a terminal."""
-    phases = [[phase.name, phase.when or "start", f"{phase.start.step:,}", format_count(phase.start.tokens),
-               f"{phase.start.fraction:.2%}", f"{phase.start.eta:.4g}", format_count(phase.tokens)]
-              for phase in result.phases]
-    rows = [[phase.name, source.name, f"{source.weight:.4g}", format_count(source.tokens), epochs_text(source)]
-            for phase in result.phases for source in phase.sources]
+    known = [phase for phase in result.phases if phase.start]
+    phases = [[phase.name, phase.when or "start", *moment_text(phase.start),
+               format_count(phase.tokens) if phase.start else "?"] for phase in result.phases]
+    rows = [[phase.name, source.name, f"{source.weight:.4g}", format_count(source.tokens) if phase.start else "?",
+             epochs_text(source)] for phase in result.phases for source in phase.sources]
     rows += [["all", source.name, f"{source.weight:.4g}", format_count(source.tokens), epochs_text(source)]
-             for source in result.sources] if len(result.phases) > 1 else []
+             for source in result.sources] if len(known) > 1 else []
     others = [f"  {name:<20} step {at.step:,}, {format_count(at.tokens)} tokens ({at.fraction:.2%}), LR {at.eta:.4g}"
               for name, at in result.other_triggers]
     several = len(result.phases) > 1
@@ -211,9 +223,26 @@ def render(result: Plan) -> str:
                  colalign=("left", "left", *["right"] * 5)), "",
         tabulate(rows, ["phase", "source", "weight", "tokens", "epochs"], disable_numparse=True,
                  colalign=("left", "left", *["right"] * 3)),
+        *not_foretold(result),
         *(["", "the paper states its switch twice; on this curve:", *others] if others and several else []),
         *warnings(result),
     ])
+
+
+def moment_text(at: Moment | None) -> list[str]:
+    """Step, tokens, share of the horizon and rate, or question marks."""
+    if at is None:
+        return ["?"] * 4
+    return [f"{at.step:,}", format_count(at.tokens), f"{at.fraction:.2%}", f"{at.eta:.4g}"]
+
+
+def not_foretold(result: Plan) -> list[str]:
+    """A line for each phase whose beginning only the run itself will tell."""
+    unknown = [phase for phase in result.phases if phase.start is None]
+    last = next((phase.name for phase in reversed(result.phases) if phase.start), "")
+    lines = [f"phase {phase.name} begins when {phase.when}" + (": not foretold" if place == 0 else
+             f", after {unknown[place - 1].name}: not foretold") for place, phase in enumerate(unknown)]
+    return ["", *lines, f"the figures are of a run that stays in phase {last} to the end"] if lines else []
 
 
 def epochs_text(source: Portion) -> str:

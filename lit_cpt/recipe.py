@@ -7,8 +7,12 @@ each class refuses, with the value, what is accepted and how to mend it.
 from __future__ import annotations
 
 import math
+import operator
+import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
+from itertools import takewhile
 from typing import Any
 
 from lit_cpt.blends import Blend
@@ -16,6 +20,9 @@ from lit_cpt.schedules import Curve
 from lit_cpt.units import format_count, parse_count
 
 SLACK = 1e-9  # relative; a curve's own rounding must not delay a switch by a step
+COMPARISONS: dict[str, Callable[[float, float], bool]] = {
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+METRIC = re.compile(r"\s*(?P<name>[^\s<>=]+)\s*(?P<sign><=|>=|<|>)\s*(?P<bound>[^\s<>=]+)\s*")
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,8 @@ class Trigger:
         tokens: When this many tokens have been seen ("250B").
         fraction: When this share of the token horizon has been seen, in (0, 1).
         step: When this many optimizer steps have been made.
+        metric: When a logged value crosses a bound: ``NAME < BOUND``, also with ``<=``, ``>`` and ``>=``, such as
+            ``val/qa/loss < 1.2``. No plan can foretell it.
     """
 
     eta_over_eta_max: float | None = None
@@ -36,6 +45,7 @@ class Trigger:
     tokens: int | str | None = None
     fraction: float | None = None
     step: int | None = None
+    metric: str | None = None
 
     def __post_init__(self) -> None:
         given = [item.name for item in fields(self) if getattr(self, item.name) is not None]
@@ -44,6 +54,9 @@ class Trigger:
             raise ValueError(f"a trigger takes exactly one of {names}; given: {', '.join(given) or 'none'}.")
         if self.tokens is not None:
             object.__setattr__(self, "tokens", parse_count(self.tokens, "tokens"))
+        if self.metric is not None:
+            object.__setattr__(self, "metric", " ".join(comparison(self.metric)))
+            return
         if self.kind in ("eta_over_eta_max", "fraction") and not 0.0 < self.value < 1.0:
             raise ValueError(f"{self.kind}={self.value} must lie in (0, 1), such as 0.2.")
         if not self.value > 0:
@@ -56,13 +69,26 @@ class Trigger:
 
     @property
     def value(self) -> float:
-        """Its value."""
-        return float(getattr(self, self.kind))
+        """Its value; a metric's bound."""
+        return float(self.metric.split()[-1] if self.metric is not None else getattr(self, self.kind))
 
     @property
     def watches_eta(self) -> bool:
         """True if the learning rate decides, false if a count does."""
         return self.kind in ("eta", "eta_over_eta_max")
+
+    @property
+    def metric_name(self) -> str | None:
+        """What the watched value is logged as; None if it watches none."""
+        return None if self.metric is None else self.metric.split()[0]
+
+    def crossed_by(self, logged: float) -> bool:
+        """Whether a metric of this value is past the bound; never for NaN.
+
+        >>> Trigger(metric="val/qa/loss < 1.2").crossed_by(1.1)
+        True
+        """
+        return self.metric is not None and COMPARISONS[self.metric.split()[1]](logged, self.value)
 
     def threshold(self, eta_max: float) -> float:
         """The learning rate at or below which a trigger on the learning rate fires."""
@@ -79,8 +105,26 @@ class Trigger:
         return int(self.value) if self.kind == "tokens" else None
 
     def __str__(self) -> str:
-        """As in a recipe, `eta_over_eta_max=0.2`."""
+        """As in a recipe, `eta_over_eta_max=0.2`; a metric as it is written, `val/qa/loss < 1.2`."""
+        if self.metric is not None:
+            return self.metric
         return f"{self.kind}={format_count(self.value) if self.kind == 'tokens' else f'{self.value:g}'}"
+
+
+def comparison(text: str) -> tuple[str, str, str]:
+    """Name, sign and bound of a metric's trigger.
+
+    Raises:
+        ValueError: It is not ``NAME < BOUND`` with a finite bound.
+    """
+    found = METRIC.fullmatch(str(text))
+    try:
+        if found and math.isfinite(float(found["bound"])):
+            return found["name"], found["sign"], found["bound"]
+    except ValueError:
+        pass
+    raise ValueError(f"metric={text!r} is no comparison: write NAME < BOUND with one of {', '.join(COMPARISONS)} and a "
+                     "finite number, such as \"val/qa/loss < 1.2\". NAME is what self.log calls the value.")
 
 
 @dataclass(frozen=True)
@@ -207,7 +251,7 @@ class Recipe:
         return sorted({name for phase in self.phases for name in phase.blend.weights})
 
     def progress_of(self, phase: Phase) -> float | None:
-        """Progress at which ``phase`` begins; None where the batch geometry decides it (a `step` trigger)."""
+        """Progress at which ``phase`` begins; None where the batch (`step`) or the run itself (`metric`) decides it."""
         if phase.when is None:
             return 0.0
         if phase.when.watches_eta:
@@ -223,27 +267,36 @@ class Recipe:
         """Optimizer steps in the horizon; the last one may reach past its end."""
         return -(-self.horizon // tokens_per_step)
 
-    def start_steps(self, tokens_per_step: int) -> list[int]:
+    def start_steps(self, tokens_per_step: int) -> list[int | None]:
         """The optimizer step that is each phase's first, counted from 0.
 
         Args:
             tokens_per_step: Sequences in a global batch x tokens trained in each.
 
+        Returns:
+            One for each phase; None for a phase that waits for a metric and for every later one: a phase begins only
+            after the one before it, so nothing behind a metric can be foretold.
+
         Raises:
             ValueError: At this batch a phase would have no step of its own.
         """
-        starts = [self.first_step(phase, tokens_per_step) for phase in self.phases]
-        ends = [*starts[1:], self.steps(tokens_per_step)]
-        for phase, start, end in zip(self.phases, starts, ends, strict=True):
+        known = self.foretold(tokens_per_step)
+        ends = [*known[1:], self.steps(tokens_per_step)]
+        for phase, start, end in zip(self.phases, known, ends, strict=False):
             if start >= end:
                 raise ValueError(
                     f"phase {phase.name!r} would run from step {start} to {end}: no step at all. Lower global_batch, "
                     "raise token_horizon, or change `when`."
                 )
-        return starts
+        return [*known, *[None] * (len(self.phases) - len(known))]
+
+    def foretold(self, tokens_per_step: int) -> list[int]:
+        """First steps of the phases before the first that waits for a metric."""
+        known = takewhile(lambda phase: phase.when is None or phase.when.metric is None, self.phases)
+        return [self.first_step(phase, tokens_per_step) for phase in known]
 
     def first_step(self, phase: Phase, tokens_per_step: int) -> int:
-        """The first step at whose start the phase's trigger holds."""
+        """The first step at whose start the phase's trigger holds, which must not be one on a metric."""
         when = phase.when
         if when is None:
             return 0

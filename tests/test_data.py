@@ -9,7 +9,7 @@ from lit_cpt.data import BlendDataModule, ValidationBlocks
 from lit_cpt.module import ContinuedPretraining
 from lit_cpt.recipe import Phase, Recipe, Trigger
 from lit_cpt.schedules import Cosine
-from lit_cpt.stream import BlendedDataLoader
+from lit_cpt.stream import BlendedDataLoader, Remote, Staging
 from lit_cpt.weights import build_model
 
 FIRST = {"a": 0.60, "b": 0.35, "c": 0.05}
@@ -148,11 +148,16 @@ def rows_of(blocks):
     return [name_of(block) for block in blocks]
 
 
+def validation_of(folder, length, count):
+    staging = Staging({"x": folder}, {"x": folder}, Remote())
+    return ValidationBlocks("x", folder, length, count, staging)
+
+
 def test_validation_blocks_are_the_first_of_the_split_and_the_same_each_time(sources):
-    blocks = ValidationBlocks(sources["b"], LENGTH, 4)
+    blocks = validation_of(sources["b"], LENGTH, 4)
     assert rows_of(blocks) == rows_of(blocks) == [(1, 0), (1, 1), (1, 2), (1, 3)]
     assert torch.equal(next(iter(blocks)), named_block(1, 0))
-    assert len(rows_of(ValidationBlocks(sources["b"], LENGTH, 256))) == 6
+    assert len(rows_of(validation_of(sources["b"], LENGTH, 256))) == 6
 
 
 def test_validation_blocks_are_dealt_out_to_the_ranks(sources, monkeypatch):
@@ -160,12 +165,12 @@ def test_validation_blocks_are_dealt_out_to_the_ranks(sources, monkeypatch):
     for rank in (0, 1, 2):
         monkeypatch.setenv("WORLD_SIZE", "3")
         monkeypatch.setenv("GLOBAL_RANK", str(rank))
-        dealt.append(rows_of(ValidationBlocks(sources["a"], LENGTH, 5)))
+        dealt.append(rows_of(validation_of(sources["a"], LENGTH, 5)))
     assert dealt == [[(0, 0), (0, 3)], [(0, 1), (0, 4)], [(0, 2)]]
 
 
 def test_a_validation_split_shorter_than_a_block_has_none(sources):
-    assert rows_of(ValidationBlocks(sources["a"], 9 * 6, 5)) == []
+    assert rows_of(validation_of(sources["a"], 9 * 6, 5)) == []
 
 
 def test_every_source_with_a_validation_split_is_validated_used_or_not(sources, tmp_path):

@@ -22,9 +22,15 @@ def plan_figure(plan: dict[str, Any], width: float) -> Figure:
     """Learning rate over blend, ``width`` inches wide."""
     figure = Figure(figsize=(width, 4.6), layout="constrained")
     rate, blend = figure.subplots(2, 1, sharex=True, height_ratios=(5, 4))
+    unknown = [phase for phase in plan["phases"] if phase["start"] is None]
+    plan = {**plan, "phases": [phase for phase in plan["phases"] if phase["start"]]}
     draw_rate(rate, plan)
     draw_blend(figure, blend, plan, width)
-    for place, phase in enumerate(plan["phases"][1:]):
+    switches = plan["phases"][1:]
+    for place, phase in enumerate(unknown, len(switches)):
+        words = f"{printable(phase['name'])} when {printable(phase['when'], 60)}: not foretold"
+        rate.annotate(words, (1.0, 1.03 + 0.09 * place), xycoords="axes fraction", ha="right", fontsize=8.5)
+    for place, phase in enumerate(switches):
         start = phase["start"]
         for axes in (rate, blend):
             axes.axvline(start["tokens"], color=LIGHT["ink"], linewidth=0.9, linestyle=(0, (4, 2)))

@@ -72,17 +72,21 @@ def loss_cell(last: list[tuple[int, float]], start: float | None) -> Cell:
 def plan_table(plan: dict[str, Any]) -> str:
     """Sources × phases: the share, and how often the source's tokens are gone through."""
     phases = {phase["name"]: {source["name"]: source for source in phase["sources"]} for phase in plan["phases"]}
+    known = {phase["name"] for phase in plan["phases"] if phase["start"]}
     sources = dict.fromkeys(source for drawn in phases.values() for source in drawn)
     lines: list[list[str | Cell]] = [
-        [source, *(drawn_cell(drawn.get(source)) for drawn in phases.values())] for source in sources]
+        [source, *(drawn_cell(drawn.get(source), name in known) for name, drawn in phases.items())]
+        for source in sources]
     caption = "Share of each source in the phase, its tokens and how often it is gone through"
     return table(caption, ["source", *phases], lines)
 
 
-def drawn_cell(source: dict[str, Any] | None) -> Cell:
-    """A source's share of a phase, its tokens and epochs."""
+def drawn_cell(source: dict[str, Any] | None, known: bool) -> Cell:
+    """A source's share of a phase, its tokens and epochs if the phase is ``known`` to begin."""
     if source is None:
         return Cell("–")
+    if not known:
+        return Cell(f"{100 * source['weight']:.4g} %", "not foretold")
     epochs = "" if source.get("epochs") is None else f", {source['epochs']:.3g} epochs"
     return Cell(f"{100 * source['weight']:.4g} %", f"{format_count(source['tokens'])}{epochs}")
 
@@ -92,18 +96,23 @@ def switch_table(runs: Mapping[str, Run]) -> str:
     lines: list[list[str | Cell]] = []
     for name, run in runs.items():
         for phase in run.plan.get("phases", [])[1:]:
-            start = phase["start"]
             # After a resume the same switch may be told twice; the last telling is the one trained on.
             told = [event for event in run.events
                     if event.get("event") == "phase" and event.get("phase") == phase["name"]]
-            actual = f"{told[-1]['step']:,}" if told else "not seen"
-            late = told[-1]["step"] - start["step"] if told else 0
-            off = signed(late, 0) if late else "0" if told else "–"
-            eta = scientific(told[-1]["eta"]) if told and "eta" in told[-1] else "–"
-            lines.append([name, phase["name"], str(phase["when"]), f"{start['step']:,}", actual, off,
-                          scientific(start["eta"]), eta])
+            lines.append([name, phase["name"], str(phase["when"]), *switch_cells(phase["start"], told[-1:])])
     head = ["run", "phase", "trigger", "planned step", "actual step", "steps late", "planned η", "actual η"]
     return table("Planned and actual", head, lines, "words") if lines else ""
+
+
+def switch_cells(start: dict[str, Any] | None, told: list[dict[str, Any]]) -> list[str]:
+    """Planned step, actual step, steps late, planned and actual eta; ``start`` None where no plan foretells it."""
+    actual = f"{told[0]['step']:,}" if told else "not seen"
+    eta = scientific(told[0]["eta"]) if told and "eta" in told[0] else "–"
+    if start is None:
+        return ["not foretold", actual, "–", "–", eta]
+    late = told[0]["step"] - start["step"] if told else 0
+    off = signed(late, 0) if late else "0" if told else "–"
+    return [f"{start['step']:,}", actual, off, scientific(start["eta"]), eta]
 
 
 def event_table(runs: Mapping[str, Run]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from litdata import CombinedStreamingDataset, StreamingDataset
@@ -13,11 +13,9 @@ from litdata.utilities.env import _WorkerEnv
 from lit_cpt.blends import BlendHistory, Integers, numbered
 from lit_cpt.orders import SourceOrder
 from lit_cpt.shards import ShardedDraws, shards_of
+from lit_cpt.store import ChunkStore
 from lit_cpt.stream.reader import SourceReader, chunk_bounds
 from lit_cpt.stream.staging import Staging
-
-if TYPE_CHECKING:
-    from lit_cpt.store import ChunkStore
 
 STATE_VERSION = 2  # version 1 had no shards: it reads as one shard
 PLAN_SAMPLES = 4096  # drawn ahead at once: large enough that the vectorised plan costs nothing per sample
@@ -97,7 +95,6 @@ class BlendedStreamingDataset(CombinedStreamingDataset):
 
     def readers(self, store: ChunkStore | None) -> list[SourceReader]:
         """The sources, opened in this process."""
-        remote = self.staging.sources if self.staging is not None else {}
         opened = []
         for index, (name, dataset) in enumerate(zip(self.names, self._datasets, strict=True)):
             bounds = chunk_bounds(dataset)
@@ -107,7 +104,7 @@ class BlendedStreamingDataset(CombinedStreamingDataset):
                                 self.shuffle, sharded)
             mapped = max(4, 2 * self.window * max(1, shards // self.world_size))
             opened.append(SourceReader(name, dataset, [begin for begin, _ in bounds], order, mapped,
-                                       store if name in remote else None))
+                                       store if self.staging and name in self.staging else None))
         return opened
 
     def batches(self, orders: list[SourceOrder]) -> Iterator[list[list[int]]]:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from litdata import StreamingDataset, TokensLoader
 from litdata.streaming.sampler import ChunkedIndex
 from litdata.utilities.env import _WorkerEnv
 
 from lit_cpt.orders import SourceOrder, Window
-
-if TYPE_CHECKING:
-    from lit_cpt.store import ChunkStore
+from lit_cpt.store import ChunkStore, forget
 
 
 def chunk_bounds(dataset: StreamingDataset) -> list[tuple[int, int]]:
@@ -52,8 +50,6 @@ class SourceReader:
 
     def fetch(self, store: ChunkStore, window: Window, chunk: int, draw: int, shard: int, turn: int) -> None:
         """Wait for ``chunk``; where ``shard`` opens a window, let go of the last and ask for the next."""
-        from lit_cpt.store import forget
-
         held = self.held.setdefault(shard, set())
         if self.windows.get(shard) is not window:
             self.windows[shard] = window

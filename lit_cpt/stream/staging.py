@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lit_cpt.remote import RemoteSource, Storage, is_remote, stage_metadata
+from lit_cpt.shelf import chunks_of
+from lit_cpt.store import ChunkStore, check_budget
 from lit_cpt.units import parse_bytes
 
-if TYPE_CHECKING:
-    from lit_cpt.remote import Storage
-    from lit_cpt.store import ChunkStore
+VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,6 @@ class Remote:
     @property
     def storage(self) -> Storage:
         """What the store's client needs."""
-        from lit_cpt.remote import Storage
-
         return Storage(self.storage_options, self.retry_seconds, self.attempt_seconds)
 
     @property
@@ -52,28 +51,49 @@ class Remote:
 
     def staged(self, sources: Mapping[str, str]) -> dict[str, str]:
         """Where each source's metadata lies: in its own folder, or in the cache for a remote one."""
-        if not any("://" in source or source.startswith("local:") for source in sources.values()):
-            return dict(sources)
-        from lit_cpt.remote import is_remote, stage_metadata
-
         return {name: str(stage_metadata(source, self.folder, self.storage)) if is_remote(source) else source
                 for name, source in sources.items()}
 
 
-@dataclass(frozen=True)
 class Staging:
-    """What each process of a stream needs to keep the chunks of remote sources at hand.
+    """What the processes of a node need to keep the chunks of remote sources at hand.
 
     Args:
-        sources: Source name to (URL, local folder with its metadata), remote ones only.
+        sources: Source name to where it lies, local ones included.
+        folders: Source name to the local folder with its metadata (`Remote.staged`).
         remote: Cache and client settings.
     """
 
-    sources: Mapping[str, tuple[str, str]]
-    remote: Remote
+    def __init__(self, sources: Mapping[str, str], folders: Mapping[str, str], remote: Remote) -> None:
+        self.remote = remote
+        self.sources: dict[str, RemoteSource] = {}
+        for name, folder in folders.items():
+            if folder == sources[name]:
+                continue
+            self.sources[name] = RemoteSource(sources[name], Path(folder))
+            if (held_out := Path(folder) / VALIDATION).is_dir():
+                self.sources[f"{name}/{VALIDATION}"] = RemoteSource(f"{sources[name]}/{VALIDATION}", held_out)
 
-    def open(self) -> ChunkStore:
-        """The store of chunks, for the process that calls this."""
-        from lit_cpt.store import ChunkStore
+    def __contains__(self, name: object) -> bool:
+        """Whether the source of this name is remote."""
+        return name in self.sources
 
-        return ChunkStore(self.sources, parse_bytes(self.remote.cache_bytes), self.remote.storage)
+    def open(self) -> ChunkStore | None:
+        """A store of chunks, for the process that calls this; None where nothing is remote."""
+        budget = parse_bytes(self.remote.cache_bytes)
+        return ChunkStore(self.sources, budget, self.remote.storage) if self.sources else None
+
+    def check(self, names: Collection[str], shards: int, window: int) -> None:
+        """Refuse a cache that is too small for the open windows of this node.
+
+        Args:
+            names: Sources that the stream reads.
+            shards: Shards that the ranks of this node read.
+            window: Chunks in a window.
+
+        Raises:
+            ValueError: It is; the message says how much is needed.
+        """
+        sizes = {name: [chunk.bytes for chunk in chunks_of(self.sources[name].folder)]
+                 for name in names if name in self}
+        check_budget(parse_bytes(self.remote.cache_bytes), sizes, shards, window)
