@@ -10,6 +10,7 @@ costs, and what it costs to begin far into a long source.
 from __future__ import annotations
 
 import gc
+import json
 import resource
 import statistics
 import tempfile
@@ -24,12 +25,13 @@ from litdata import CombinedStreamingDataset, StreamingDataLoader, StreamingData
 from litdata.streaming import Cache
 from measure import alternate, parser, ratios, show, write
 
-from lit_cpt.orders import SourceOrder
 from lit_cpt.stream import BlendedDataLoader, BlendedStreamingDataset
 
 BLOCK, BATCH = 2049, 8
 SOURCES = {"a": 4000, "b": 1500, "c": 400}
 WEIGHTS = {"a": 0.6, "b": 0.35, "c": 0.05}
+SHORT, LONG_CHUNK, LONG_CHUNKS = 9, 4375, 16_000  # a long source, of short blocks so that it fits anywhere
+FAR = 69_999_936  # near the end of its first epoch, a multiple of every batch here
 
 
 def write_source(folder: Path, blocks: int) -> None:
@@ -92,12 +94,33 @@ def switch_seconds(root: Path) -> float:
     return seconds
 
 
-def first_draw_seconds(draw: int) -> float:
-    """Time to find one draw in a fresh order of 70 million blocks."""
-    order = SourceOrder("long", [4375] * 16_000, seed=1)
+def write_long_source(folder: Path) -> None:
+    """A source of 70 million short blocks: 16,000 names for one chunk of 4,375."""
+    cache = Cache(str(folder), chunk_size=LONG_CHUNK * SHORT, item_loader=TokensLoader())
+    for index in range(LONG_CHUNK):
+        cache._add_item(index, torch.full((SHORT,), index % 50_000, dtype=torch.int32))
+    cache.done()
+    cache.merge()
+    index = json.loads((folder / "index.json").read_text())
+    [chunk] = index["chunks"]
+    names = [f"chunk-1-{number}.bin" for number in range(LONG_CHUNKS)]
+    for name in names:
+        (folder / name).hardlink_to(folder / chunk["filename"])
+    index["chunks"] = [{**chunk, "filename": name} for name in names]
+    (folder / "index.json").write_text(json.dumps(index))
+
+
+def first_batch_seconds(folder: Path, position: int, shards: int) -> float:
+    """Time from nothing to the first batch of a run that stands at ``position`` of the long source."""
     begun = time.perf_counter()
-    order.locate(draw)
-    return time.perf_counter() - begun
+    source = StreamingDataset(str(folder), item_loader=TokensLoader(block_size=SHORT))
+    stream = BlendedStreamingDataset({"long": source}, {"long": 1.0}, shards=shards)
+    stream.position = position
+    batches = iter(BlendedDataLoader(stream, BATCH, 1_000_000))
+    next(batches)
+    seconds = time.perf_counter() - begun
+    batches.close()
+    return seconds
 
 
 def main() -> None:
@@ -119,10 +142,12 @@ def main() -> None:
         switches = alternate({"switch at run time, 2 workers": lambda: switch_seconds(root)}, rounds)
         show("seconds until the first batch of the new blend", switches)
         figures["switch.seconds"] = statistics.median(next(iter(switches.values())))
-        seeks = alternate({"draw 0": lambda: first_draw_seconds(0),
-                           "draw 70,000,000": lambda: first_draw_seconds(70_000_000)}, rounds)
-        show("seconds to the first block of a source of 70 million", seeks, "{:.5f}")
-        figures["stream.seek_ratio"] = statistics.median(ratios(seeks, "draw 70,000,000", "draw 0"))
+        write_long_source(root / "long")
+        for shards, name in ((1, "stream.seek_ratio"), (64, "stream.seek_ratio_64_shards")):
+            seeks = alternate({f"sample {at:,}": lambda at=at, cut=shards: first_batch_seconds(root / "long", at, cut)
+                               for at in (0, FAR)}, rounds)
+            show(f"seconds to the first batch of a source of 70 million blocks, {shards} shards", seeks)
+            figures[name] = statistics.median(ratios(seeks, f"sample {FAR:,}", "sample 0"))
     write(settings.json, figures, ("litdata", "torch"))
 
 
