@@ -2,18 +2,33 @@
 PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
+KILLS ?= 200
+PIP := python -m pip install --quiet --disable-pip-version-check
+FAST := python -m pytest -m "not slow and not gpu"
 
-.PHONY: quickstart test slow check wheel bench clean
+.PHONY: quickstart test test-latest test-oldest slow chaos check wheel bench clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/ready  ## the whole idea in minutes: pretrain, continue, compare, report
 	$(BIN)/lit-cpt quickstart $(ARGS)
 
 test: .venv/ready  ## the fast tests
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/$(FAST) $(ARGS)
+
+test-latest:  ## the fast tests with the newest versions that pyproject.toml allows, in .venv-latest
+	@test -d .venv-latest || $(PYTHON) -m venv .venv-latest
+	.venv-latest/bin/$(PIP) --upgrade --upgrade-strategy eager pip
+	.venv-latest/bin/$(PIP) --upgrade --upgrade-strategy eager -e ".[dev]"
+	.venv-latest/bin/$(FAST) $(ARGS)
+
+test-oldest: .venv-oldest/ready  ## the fast tests with the lower bounds of pyproject.toml, in .venv-oldest
+	.venv-oldest/bin/$(FAST) $(ARGS)
 
 slow: .venv/ready  ## the proofs that take longer
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+chaos: .venv/ready  ## kill a run KILLS times at random and resume it; it must train the same stream to the same weights
+	$(BIN)/python tests/exactness/chaos.py --kills $(KILLS) $(ARGS)
 
 check: .venv/ready  ## style, types, examples in docstrings
 	$(BIN)/ruff check .
@@ -24,7 +39,7 @@ wheel: .venv/ready
 	rm -rf dist build && $(BIN)/python -m build --wheel --outdir dist .
 
 bench: .venv/ready  ## every benchmark in its quick form
-	for name in loader step prepare; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
+	for name in loader step prepare remote; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
 
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
@@ -37,5 +52,12 @@ bench: .venv/ready  ## every benchmark in its quick form
 	  echo "PIP_INDEX_URL to a mirror), or less than 10 GB of free disk. Then run the same command again."; exit 1; }
 	@touch .venv/ready
 
+.venv-oldest/ready: pyproject.toml tests/lower_bounds.py
+	rm -rf .venv-oldest && $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python tests/lower_bounds.py > .venv-oldest/bounds.txt
+	.venv-oldest/bin/$(PIP) --upgrade pip
+	.venv-oldest/bin/$(PIP) -e ".[dev]" -c .venv-oldest/bounds.txt
+	@touch .venv-oldest/ready
+
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-latest .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -11,11 +11,12 @@ if __name__ != "lit_cpt.callbacks":
 if TYPE_CHECKING:
     from lit_cpt.callbacks.graceful_stop import GracefulStopCallback
     from lit_cpt.callbacks.phase_switch import PhaseSwitchCallback
+    from lit_cpt.callbacks.run_checkpoint import RunCheckpointCallback
     from lit_cpt.callbacks.run_progress import RunProgressBar
 
 HOMES = {"GracefulStopCallback": "graceful_stop", "PhaseSwitchCallback": "phase_switch",
-         "RunProgressBar": "run_progress"}
-__all__ = ["GracefulStopCallback", "PhaseSwitchCallback", "RunProgressBar"]
+         "RunCheckpointCallback": "run_checkpoint", "RunProgressBar": "run_progress"}
+__all__ = ["GracefulStopCallback", "PhaseSwitchCallback", "RunCheckpointCallback", "RunProgressBar"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,15 +1,16 @@
-"""Saves the last checkpoint of a run, whether it ends by itself or because a signal asks for it."""
+"""Ends a run on a signal, with everything saved."""
 
 from __future__ import annotations
 
 import logging
 import signal
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+
+from lit_cpt.checkpoints import save_now
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,7 @@ class Stopped(BaseException):
 
 
 class GracefulStopCallback(Checkpoint):
-    """Saves ``checkpoints/last.ckpt`` when a run ends; SIGINT (Ctrl-C) or SIGTERM end it after the current step.
+    """SIGINT (Ctrl-C) or SIGTERM end a run after the current step, saved; a run that ends by itself is saved too.
 
     The step is finished first because a half-applied update cannot be resumed bit for bit. A second Ctrl-C
     stops at once. Being a `Checkpoint`, it runs after all other callbacks, so that what they decided at this
@@ -53,14 +54,14 @@ class GracefulStopCallback(Checkpoint):
         if trainer.world_size > 1:
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if asked:
-            path = save_last(trainer)
+            path = save_now(trainer, "signal")
             if (record := getattr(pl_module, "record", None)) is not None:
                 record("stop", reason="signal", checkpoint=str(path))
             raise Stopped(f"stopped at step {trainer.global_step}; saved {path}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end: periodic checkpoints rarely fall on it."""
-        save_last(trainer)
+        """Save the end."""
+        save_now(trainer, "end")
         self.give_back()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -73,10 +74,3 @@ class GracefulStopCallback(Checkpoint):
         for number, handler in self.previous.items():
             signal.signal(number, handler)
         self.previous.clear()
-
-
-def save_last(trainer: Trainer) -> Path:
-    """Write ``last.ckpt``; being the newest, it is what ``--ckpt_path last`` resumes."""
-    path = Path(trainer.default_root_dir) / "checkpoints" / "last.ckpt"
-    trainer.save_checkpoint(path)
-    return path

@@ -11,7 +11,9 @@ from torch import nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
-from lit_cpt.events import append_event
+from lit_cpt.counters import set_progress, validation_due, validation_pending
+from lit_cpt.events import append_event, read_events
+from lit_cpt.identity import Identity, accepted_changes, identity_of
 from lit_cpt.recipe import Batch, Recipe
 from lit_cpt.stream import rewind_untrained
 from lit_cpt.weights import build_model, load_moments, parameter_groups, read_moments
@@ -70,9 +72,19 @@ class ContinuedPretraining(pl.LightningModule):
         self.optimizer_state = optimizer_state
         self.model: nn.Module | None = None
         self.validation_losses: dict[str, MeanMetric] = {}
-        self.summed_loss: torch.Tensor | float = 0.0
-        self.summed_batches = 0
+        self.step_loss: torch.Tensor | float = 0.0  # of the micro-batches of the step that is being made
+        self.summed_loss: torch.Tensor | float = 0.0  # of the steps since the last log
+        self.summed_steps = 0
         self.gradient_norm: torch.Tensor | float = 0.0
+        self.published: dict[str, float] = {}
+        self.validated = False
+        self.held_max_steps: int | None = None
+        self.identity: Identity | None = None
+        self.notes: list[tuple[str, dict[str, Any]]] = []  # events to record when training begins
+
+    def setup(self, stage: str) -> None:
+        """Forget what an earlier fit left."""
+        self.identity, self.step_loss, self.summed_loss, self.summed_steps = None, 0.0, 0.0, 0
 
     # The model -------------------------------------------------------------------------------------
 
@@ -125,16 +137,29 @@ class ContinuedPretraining(pl.LightningModule):
         """Say what is trained; warm the optimizer up from `optimizer_state` (a resumed run brings its own)."""
         kind = type(self.model).__name__
         log.info("%s with %s parameters", kind, f"{sum(parameter.numel() for parameter in self.parameters()):,}")
+        self.show(self.published)  # what callbacks read goes on where the checkpoint was made
         if self.optimizer_state is not None and not self.trainer.ckpt_path:
             assert self.model is not None
             optimizer = self.optimizers(use_pl_optimizer=False)
             load_moments(self.model, optimizer, read_moments(self.optimizer_state, self.model))  # type: ignore[arg-type]
 
+    def on_train_start(self) -> None:
+        """Record where training begins or goes on."""
+        self.record("resume" if self.trainer.ckpt_path else "start", world_size=self.trainer.world_size)
+        for kind, fields in self.notes:
+            self.record(kind, **fields)
+        self.notes = []
+        if self.held_max_steps is not None and not validation_due(self.trainer):
+            self.give_back_max_steps()
+
+    def on_train_batch_start(self, batch: torch.Tensor, batch_idx: int) -> None:
+        """The validation before this batch, if there was one, is behind us."""
+        self.validated = False
+
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         """Loss of one micro-batch."""
         loss = self.loss(batch)
-        self.summed_loss += loss.detach()
-        self.summed_batches += 1
+        self.step_loss += loss.detach()
         return loss
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
@@ -142,22 +167,41 @@ class ContinuedPretraining(pl.LightningModule):
         clip = self.recipe.optimizer.clip or float("inf")
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), clip)
 
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Step, then log: sooner than any callback hears of the step, so that what it saves is as of after the log."""
+        super().lr_scheduler_step(scheduler, metric)
+        self.close_step()
+
     def on_train_batch_end(self, *_: Any) -> None:
-        """Log the mean since the last log; nothing leaves the device on other steps."""
+        """Log here where a subclass has no scheduler."""
+        self.close_step()
+
+    def close_step(self) -> None:
+        """Once a step is whole, log the mean since the last log; nothing leaves the device on other steps."""
         trainer: Any = self.trainer
-        if trainer.global_step % trainer.log_every_n_steps or trainer.fit_loop._should_accumulate():
+        if trainer.fit_loop._should_accumulate() or isinstance(self.step_loss, float):
             return
-        loss = trainer.strategy.reduce(self.summed_loss / self.summed_batches, reduce_op="mean")  # over the ranks
+        self.summed_loss += self.step_loss / trainer.accumulate_grad_batches
+        self.summed_steps += 1
+        self.step_loss = 0.0
+        if trainer.global_step % trainer.log_every_n_steps:
+            return
+        loss = trainer.strategy.reduce(self.summed_loss / self.summed_steps, reduce_op="mean")  # over the ranks
         self.publish({"train/loss": loss, "train/gradient_norm": self.gradient_norm,
                       "train/eta": trainer.optimizers[0].param_groups[0]["lr"], "train/tokens_seen": self.tokens_seen})
-        self.summed_loss, self.summed_batches = 0.0, 0
+        self.summed_loss, self.summed_steps = 0.0, 0
 
     def publish(self, metrics: dict[str, Any]) -> None:
         """Log ``metrics`` at the number of steps made; Lightning's own count is one behind."""
         values = {name: float(value) for name, value in metrics.items()}
         for logger in self.loggers:
             logger.log_metrics(values, step=self.trainer.global_step)
-        self.log_dict(values, logger=False)
+        self.published.update(values)
+        self.show(values)
+
+    def show(self, values: dict[str, float]) -> None:
+        """Let callbacks find ``values`` in ``trainer.callback_metrics``, at once."""
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
 
     def record(self, kind: str, **fields: Any) -> None:
         """Write an event into the run's diary, with step and tokens; once, whatever the number of ranks."""
@@ -165,16 +209,22 @@ class ContinuedPretraining(pl.LightningModule):
             append_event(self.trainer.default_root_dir, kind, step=self.trainer.global_step,
                          tokens_seen=self.tokens_seen, **fields)
 
-    def on_train_start(self) -> None:
-        """Record where training begins or goes on."""
-        self.record("resume" if self.trainer.ckpt_path else "start", world_size=self.trainer.world_size)
-
     def on_train_end(self) -> None:
         """Record a whole end."""
         if self.tokens_seen >= self.recipe.horizon:
             self.record("finish")
 
     # Validation ------------------------------------------------------------------------------------
+
+    def on_validation_start(self) -> None:
+        """The validation that was waited for begins: the run may end after it."""
+        self.give_back_max_steps()
+
+    def give_back_max_steps(self) -> None:
+        """Undo what `on_load_checkpoint` did to let a last validation be made."""
+        if self.held_max_steps is not None:
+            self.trainer.fit_loop.epoch_loop.max_steps = self.held_max_steps
+            self.held_max_steps = None
 
     def on_validation_epoch_start(self) -> None:
         """One running mean per source."""
@@ -188,22 +238,40 @@ class ContinuedPretraining(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log ``val/<source>/loss``, over all ranks."""
-        self.publish({f"val/{name}/loss": metric.compute() for name, metric in self.validation_losses.items()})
+        losses = {f"val/{name}/loss": float(metric.compute()) for name, metric in self.validation_losses.items()}
+        self.publish(losses)
+        self.log_dict(losses, logger=False)  # also into what ``trainer.validate`` returns
+        self.validated = True
 
     # Checkpoints -----------------------------------------------------------------------------------
 
+    @property
+    def own_identity(self) -> Identity:
+        """What a resume must agree with, read once."""
+        if self.identity is None:
+            self.identity = identity_of(self.recipe, self.trainer.datamodule)  # type: ignore[attr-defined]
+        return self.identity
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what a resume must agree with, and give back batches that were read but not trained."""
-        batch = self.batch_geometry
-        checkpoint["lit_cpt"] = {"recipe": self.recipe.describe(), "tokens_seen": self.tokens_seen,
-                                 "sequence_length": batch.sequence_length, "global_batch": batch.global_batch}
-        rewind_untrained(self.trainer, checkpoint)
+        """Add what a resume must agree with and go on with, and give back batches that were read but not trained."""
+        batch, trainer = self.batch_geometry, self.trainer
+        summed = torch.as_tensor(self.summed_loss, dtype=torch.float32)
+        if not trainer.interrupted:  # after an exception other ranks may be gone
+            summed = trainer.strategy.reduce(summed.to(self.device), reduce_op="mean")
+        checkpoint["lit_cpt"] = {
+            "recipe": self.recipe.describe(), "identity": self.own_identity, "tokens_seen": self.tokens_seen,
+            "sequence_length": batch.sequence_length, "global_batch": batch.global_batch}
+        checkpoint["lit_cpt_state"] = {
+            "summed_loss": float(summed), "summed_steps": self.summed_steps, "published": dict(self.published),
+            "validation_pending": validation_pending(trainer, self.validated)}
+        rewind_untrained(trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another batch geometry; count batches of this world size.
+        """Refuse to go on as another run; count batches of this world size.
 
         Raises:
-            ValueError: The checkpoint was made with another global batch or sequence length.
+            ValueError: The checkpoint was made with another global batch or sequence length, or in a run that
+                differs in a field that ``data.allow_change`` does not name.
         """
         saved = checkpoint.get("lit_cpt")
         if saved is None or self._trainer is None or not self.trainer.training:
@@ -214,17 +282,35 @@ class ContinuedPretraining(pl.LightningModule):
                 raise ValueError(f"the checkpoint was trained with {name}={saved[name]}, this run has "
                                  f"{getattr(batch, name)}: steps would no longer mean the same tokens. Resume with "
                                  f"--data.{name} {saved[name]}.")
-        set_progress(checkpoint, batch.accumulation(self.trainer.world_size))
+        if "identity" in saved:
+            self.accept_changes(saved)
+        self.step_loss = 0.0
+        state = checkpoint.get("lit_cpt_state", {})  # older checkpoints have none
+        self.summed_loss, self.summed_steps = state.get("summed_loss", 0.0), state.get("summed_steps", 0)
+        self.published = dict(state.get("published", {}))
+        self.go_on(checkpoint, batch.accumulation(self.trainer.world_size), state.get("validation_pending", False))
 
+    def accept_changes(self, saved: dict[str, Any]) -> None:
+        """Refuse what may not differ from the saved run; note what may."""
+        allowed = getattr(self.trainer.datamodule, "allow_change", ())  # type: ignore[attr-defined]
+        changes = accepted_changes(saved["identity"], self.own_identity, saved["tokens_seen"], allowed)
+        for change in changes:
+            log.info("changed since the checkpoint: %s", change)
+            self.notes.append(("change", change._asdict()))
 
-def set_progress(checkpoint: dict[str, Any], accumulation: int) -> None:
-    """Let Lightning go on after the last optimizer step that ``checkpoint`` holds, at this run's accumulation.
+    def go_on(self, checkpoint: dict[str, Any], accumulation: int, pending: bool) -> None:
+        """Let Lightning go on where the checkpoint was made, and first make a validation that is ``pending``.
 
-    Its counters are of micro-batches, whose number depends on the world size; and where a batch was cut short they
-    count it, though its gradient is lost. They are set as Lightning has them at the end of a step's last batch.
-    """
-    loop = checkpoint["loops"]["fit_loop"]
-    trained = checkpoint["global_step"] * accumulation
-    for counters in (loop["epoch_loop.batch_progress"]["total"], loop["epoch_loop.batch_progress"]["current"]):
-        counters.update(ready=trained, started=trained, processed=trained, completed=max(0, trained - 1))
-    loop["epoch_loop.state_dict"]["_batches_that_stepped"] = max(0, checkpoint["global_step"] - 1)
+        Lightning ends a run that has made all its steps at once. If its last validation is still to come, there
+        seems to be one more step, until that validation begins.
+        """
+        step, loop = checkpoint["global_step"], self.trainer.fit_loop.epoch_loop
+        pending = pending and not self.trainer.strategy.broadcast(self.finished(step))
+        set_progress(checkpoint, accumulation, pending)
+        if pending and 0 <= loop.max_steps <= step:
+            self.held_max_steps, loop.max_steps = loop.max_steps, step + 1
+
+    def finished(self, step: int) -> bool:
+        """Whether the run's diary says that it ended whole at ``step``, with its last validation."""
+        events = read_events(self.trainer.default_root_dir)
+        return any(event["event"] == "finish" and event["step"] == step for event in events)

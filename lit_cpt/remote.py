@@ -210,7 +210,7 @@ class Fetcher:
                                   "store reachable from this node? To wait longer, raise retry_seconds.") from error
             if seconds > QUIET_SECONDS and not told:
                 told = True
-                log.warning("%s: store unreachable since %.0f s (%s), retrying for up to %.0f s", f"{self.url}/{name}",
+                log.warning("%s: store unreachable for %.0f s (%s), retrying for up to %.0f s", f"{self.url}/{name}",
                             seconds, in_short(error), self.storage.retry_seconds)
             stop.wait(delay * random.uniform(0.5, 1.0))
             delay = min(2 * delay, LONGEST_DELAY)

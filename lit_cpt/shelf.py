@@ -16,6 +16,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from pathlib import Path
 
 INDEX = "index.json"
 IN_USE, BUDGET, FETCH, PART = ".in-use", ".budget", ".fetch", ".part"
+OPEN_FILES = 65_536  # wanted: a pin and a mapping for every chunk of the live set
 
 Key = tuple[str, int]  # source, chunk
 
@@ -57,6 +59,7 @@ class Reservation:
         """Show what lies in ``part`` as the whole chunk; returns a pin on it."""
         pin = os.open(self.part, os.O_RDONLY)
         fcntl.flock(pin, fcntl.LOCK_SH)
+        os.fsync(pin)  # or a node that loses power may find a file of the right size without its content
         os.replace(self.part, self.path)
         self.cancel()
         return pin
@@ -75,6 +78,9 @@ class Shelf:
     Args:
         folders: Source to its local folder, which holds the index.
         budget: Bytes that the chunks of all folders may take.
+
+    Raises:
+        OSError: A folder lies on a file system without locks.
     """
 
     def __init__(self, folders: Mapping[str, Path], budget: int) -> None:
@@ -86,8 +92,12 @@ class Shelf:
         self._places = sorted({os.path.dirname(path) for path in self.paths.values()})
         self._lock = str(min(folders.values()) / BUDGET)
         self._used = [os.open(folder / IN_USE, os.O_RDWR | os.O_CREAT) for folder in folders.values()]
-        for used in self._used:
-            fcntl.flock(used, fcntl.LOCK_SH)
+        try:
+            for used in self._used:
+                fcntl.flock(used, fcntl.LOCK_SH)
+        except OSError as error:
+            raise OSError(f"{min(folders.values())} cannot be locked ({error}): a cache needs flock. "
+                          "Put the cache on a disk of this node.") from error
 
     def close(self) -> None:
         """Let go of the folders."""
@@ -124,12 +134,12 @@ class Shelf:
                 none left. With it the chunk gets its room whatever the budget; without, only within.
 
         Returns:
-            None if another thread or process fetches it, or if there is no room.
+            None if another thread or process fetches it or just has, or if there is no room.
         """
         path = self.paths[key]
         with self._counting():
-            if is_locked(path + FETCH) or not self._make_room(self.size(key), yielding):
-                return None
+            if is_locked(path + FETCH) or self._is_whole(key) or not self._make_room(self.size(key), yielding):
+                return None  # a whole chunk is never replaced: its pins would stay with the former file
             os.makedirs(os.path.dirname(path), exist_ok=True)
             lock = os.open(path + FETCH, os.O_RDWR | os.O_CREAT)
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -144,6 +154,10 @@ class Shelf:
         fcntl.flock(other, fcntl.LOCK_EX)
         unlock(other)
         return True
+
+    def _is_whole(self, key: Key) -> bool:
+        path = self.paths[key]
+        return os.path.exists(path) and os.path.getsize(path) == self.size(key)
 
     @contextmanager
     def _counting(self) -> Iterator[None]:
@@ -230,3 +244,11 @@ def remove_parts(path: str) -> None:
         if found in (name + PART, name + FETCH) or found.startswith(f"{name}{PART}."):
             with suppress(FileNotFoundError):  # its own process may be at it as well
                 os.unlink(os.path.join(directory, found))
+
+
+def allow_open_files() -> None:
+    """Raise this process's limit of open files as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

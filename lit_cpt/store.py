@@ -11,7 +11,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import resource
 import threading
 import time
 from collections import Counter, deque
@@ -21,10 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_cpt.remote import Fetcher, RemoteSource, Storage, Unreachable
-from lit_cpt.shelf import Key, Shelf, unlock
+from lit_cpt.shelf import Key, Shelf, allow_open_files, unlock
 
 LOOK_AGAIN_SECONDS = 1.0  # after which a full disk is looked at again: other processes release without a word
-OPEN_FILES = 65_536  # wanted: a pin and a mapping for every chunk of the live set
 BEGINNING = threading.Lock()
 
 log = logging.getLogger(__name__)
@@ -101,6 +99,7 @@ class ChunkStore:
         self._waiting: Counter[Key] = Counter()
         self._flying: set[Key] = set()
         self._failed: dict[Key, BaseException] = {}
+        self._placing: Key | None = None  # what a thread seeks room for: one at a time, or their order would be lost
         self._full = False  # no room for what is expected next
 
     def __getstate__(self) -> dict[str, Any]:
@@ -113,7 +112,7 @@ class ChunkStore:
     def expect(self, source: str, chunks: Sequence[int]) -> None:
         """Say which chunks will be needed next, in this order: they are fetched while there is room.
 
-        They stay here until `hold` takes them up, once for each time they were expected since.
+        Each stays here until the next `hold` of it, or until `abandon`.
         """
         self._begin()
         with self._changed:
@@ -261,27 +260,27 @@ class ChunkStore:
                 if stop.is_set():
                     self._unpin(pin)
                     return
-                self._flying.discard(key)
                 self._arrived(key, pin, failure)
-                self._changed.notify_all()
+                self._placed(key)
 
     def _next(self, stop: threading.Event, only_urgent: bool) -> Key | None:
         """Wait for something to fetch; None when the store is closed."""
         with self._changed:
             while not stop.is_set():
-                if self._urgent:
-                    key = self._urgent.popleft()
-                elif only_urgent:
-                    key = None
-                else:
-                    key = next((key for key, pin in self._expected.items()
-                                if pin is None and key not in self._flying), None)
+                key = self._urgent.popleft() if self._urgent else None
+                if key is None and not only_urgent and not self._placing:
+                    key = self._first_expected()
                 if key is not None and (key in self._waiting or not self._full):
                     self._flying.add(key)
+                    if key not in self._waiting:
+                        self._placing = key
                     return key
                 if not self._changed.wait(LOOK_AGAIN_SECONDS if key else None):
                     self._full = False
             return None
+
+    def _first_expected(self) -> Key | None:
+        return next((key for key, pin in self._expected.items() if pin is None and key not in self._flying), None)
 
     def _bring(self, key: Key, shelf: Shelf, stop: threading.Event) -> int | None:
         """Fetch a chunk unless it is here; a pin on it, or None where there is no room for what nobody waits for."""
@@ -291,9 +290,10 @@ class ChunkStore:
             if room:
                 break
             if not shelf.wait_for_other(key) and not urgent:
-                return None
+                return shelf.pin(key)  # it may have come meanwhile
         else:
             return pin
+        self._placed(key)
         try:
             chunk = shelf.chunks[key[0]][key[1]]
             self._fetchers[key[0]].fetch(chunk.name, room.part, chunk.bytes, stop)
@@ -307,8 +307,16 @@ class ChunkStore:
             self.figures.peak_bytes = shelf.peak
         return pin
 
+    def _placed(self, key: Key) -> None:
+        """Let the next thread seek room."""
+        with self._changed:
+            if self._placing == key:
+                self._placing = None
+            self._changed.notify_all()
+
     def _arrived(self, key: Key, pin: int | None, failure: BaseException | None) -> None:
         """Hand a chunk on to whoever waits for it or expects it."""
+        self._flying.discard(key)
         if pin is not None and (key in self._waiting or key in self._expected):
             self._unpin(self._expected.get(key))
             self._expected[key] = pin
@@ -317,8 +325,8 @@ class ChunkStore:
         elif failure is not None and key in self._waiting:
             self._failed[key] = failure
         elif failure is not None:
-            log.warning("not fetched ahead: %s", failure)
-            self._expected.pop(key, None)
+            log.warning("chunks are not fetched ahead until they are needed: %s", failure)
+            self._expected = {key: pin for key, pin in self._expected.items() if pin is not None}
         elif key in self._waiting:
             self._urgent.append(key)  # someone came to wait while it was found that there is no room
         else:
@@ -377,12 +385,3 @@ def forget(dataset: Any, chunk: int) -> None:
     if mapping is not None:
         with suppress(BufferError):  # a view of it is alive; it is unmapped with that
             mapping._mmap.close()
-
-
-def allow_open_files() -> None:
-    """Raise this process's limit of open files as far as it may."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-

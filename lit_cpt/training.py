@@ -20,13 +20,15 @@ from tabulate import tabulate
 from transformers.utils.logging import disable_progress_bar
 
 from lit_cpt.arguments import advised, known_keys
-from lit_cpt.callbacks.graceful_stop import Stopped
+from lit_cpt.checkpoints import folder_of, found_checkpoint, newest_whole
 from lit_cpt.data import BlendDataModule
 from lit_cpt.module import ContinuedPretraining
 from lit_cpt.plan import Plan, plan, render, source_blocks
 from lit_cpt.recipe import Recipe
 from lit_cpt.settings import expand_configs
 from lit_cpt.weights import moments_file
+
+log = logging.getLogger(__name__)
 
 QUIET = (".*args parameter is intended to run from within Python.*", ".*does not have many workers.*", ".*LeafSpec.*",
          ".*treespec.*", ".*Checkpoint directory .* exists.*", ".*srun.*",
@@ -49,7 +51,9 @@ class RunFolderCallback(SaveConfigCallback):
         run, data = Path(trainer.default_root_dir), trainer.datamodule  # type: ignore[attr-defined]
         recipe: Any = pl_module.recipe
         run.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, str(run / "config.yaml"), skip_none=False, overwrite=True)
+        config = self.config.clone()
+        config["allow_change"], config["ckpt_path"] = [], None  # of this start; the checkpoints to come need neither
+        self.parser.save(config, str(run / "config.yaml"), skip_none=False, overwrite=True)
         (run / "recipe.yaml").write_text(yaml.safe_dump({"recipe": recipe.describe()}, sort_keys=False))
         (run / "plan.json").write_text(json.dumps(plan_of(recipe, data).describe(), indent=1))
 
@@ -77,7 +81,10 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the recipe and the run folder, and share them out."""
         parser.add_argument("--run", type=str, default="runs/default", help="The run's folder.")
+        parser.add_argument("--allow_change", type=list[str], default=[], metavar="FIELD",
+                            help="What a resumed run may change, such as data.seed; repeat it for each.")
         parser.add_class_arguments(Recipe, "recipe", sub_configs=True)
+        parser.link_arguments("allow_change", "data.allow_change")
         parser.link_arguments("run", "trainer.default_root_dir")
         parser.link_arguments("recipe", "model.recipe", apply_on="instantiate")
         parser.link_arguments("recipe", "data.recipe", apply_on="instantiate")
@@ -110,17 +117,36 @@ class TrainingCLI(LightningCLI):
             raise ValueError(f"trainer: {' '.join(str(error).split())} Change the --trainer options or --config "
                              "hardware/....") from error
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it; an error in training that leaves a whole checkpoint is marked as one that can be resumed."""
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException as error:
+            if subcommand == "fit" and newest_whole(folder_of(self.trainer))[0] is not None:
+                error.resumable = True  # type: ignore[attr-defined]
+            raise
+
     def before_fit(self) -> None:
         """Refuse what would be lost or confusing; print the plan."""
-        run = Path(self.trainer.default_root_dir)
-        settings = self.config[self.subcommand]
-        settings["ckpt_path"] = found_checkpoint(run, settings["ckpt_path"])
+        checkpoint = self.resolve_checkpoint()
         self.datamodule.batch.accumulation(self.trainer.world_size)
         check_model(self.model)
-        if self.model.optimizer_state is not None and settings["ckpt_path"] is None:
+        if self.model.optimizer_state is not None and checkpoint is None:
             moments_file(self.model.optimizer_state)
         if self.trainer.is_global_zero:
             print(render(plan_of(self.model.recipe, self.datamodule)), flush=True)
+
+    def resolve_checkpoint(self) -> str | None:
+        """The file that ``--ckpt_path`` means, also for the Trainer: it knows no ``last`` of ours."""
+        asked = self.config_init[self.subcommand]
+        asked["ckpt_path"] = found_checkpoint(Path(self.trainer.default_root_dir), asked["ckpt_path"], self.skipped)
+        return asked["ckpt_path"]
+
+    def skipped(self, broken: Path, what: str, instead: Path) -> None:
+        """Say that a damaged checkpoint was passed over, and have it recorded when training begins."""
+        if self.trainer.is_global_zero:
+            log.warning("%s is damaged (%s): going on from %s", broken, what, instead)
+        self.model.notes.append(("damaged", {"checkpoint": str(broken), "what": what, "instead": str(instead)}))
 
     def after_fit(self) -> None:
         """Say where it ended and what to do with it."""
@@ -132,9 +158,8 @@ class TrainingCLI(LightningCLI):
     def before_validate(self) -> None:
         """Find the checkpoint that ``last`` means."""
         check_model(self.model)
-        settings = self.config[self.subcommand]
-        if settings["ckpt_path"]:
-            settings["ckpt_path"] = found_checkpoint(Path(self.trainer.default_root_dir), settings["ckpt_path"])
+        if self.config_init[self.subcommand]["ckpt_path"]:
+            self.resolve_checkpoint()
 
     def after_validate(self) -> None:
         """Print the loss of each source."""
@@ -162,30 +187,28 @@ def check_model(module: ContinuedPretraining) -> None:
                                     "weights), as `save_pretrained` writes it, or the name of a hub model.")
 
 
-def found_checkpoint(run: Path, asked: str | None) -> str | None:
-    """The checkpoint file that ``--ckpt_path`` means, ``last`` being the newest; None to start anew.
+def gathered(arguments: list[str]) -> list[str]:
+    """``arguments`` with every ``--allow-change FIELD`` in one list, as the parser wants them."""
+    rest: list[str] = []
+    fields: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in ("--allow-change", "--allow_change"):
+            rest.append(word)
+            continue
+        value = value if equals else next(words, "")
+        if not value or value.startswith("--"):
+            raise ValueError("--allow-change names no FIELD, such as data.seed.")
+        fields += yaml.safe_load(value) if value.startswith("[") else [value]
+    return [*rest, f"--allow_change={json.dumps(fields)}"] if fields else rest
 
-    Raises:
-        FileNotFoundError: It is not there.
-        FileExistsError: A new run would mix with the one that ``run`` holds.
-    """
-    if run.exists() and not run.is_dir():
-        raise FileExistsError(f"--run {run} is a file; name a folder, such as --run runs/{run.stem}.")
-    folder = run / "checkpoints"
-    saved = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
-    if asked is None:
-        if saved:
-            raise FileExistsError(f"{run} holds a run already. Resume it with --ckpt_path last, or start another with "
-                                  "--run DIR.")
-        return None
-    if asked == "last":
-        if not saved:
-            raise FileNotFoundError(f"--ckpt_path last: there is no checkpoint in {folder}. Leave --ckpt_path out to "
-                                    "start, or name the run's folder with --run DIR.")
-        return str(saved[-1])
-    if not Path(asked).exists():
-        raise FileNotFoundError(f"--ckpt_path {asked}: no such file. Give `last` or a file of {folder}.")
-    return asked
+
+def resume_command(arguments: list[str]) -> str:
+    """The command that goes on where the one with these arguments ended."""
+    again = [word for word, before in zip(arguments, ["", *arguments], strict=False)
+             if before != "--ckpt_path" and word.partition("=")[0] != "--ckpt_path"]
+    return f"lit-cpt {shlex.join(again)} --ckpt_path last"
 
 
 def training_command(arguments: list[str]) -> None:
@@ -196,10 +219,8 @@ def training_command(arguments: list[str]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     disable_progress_bar()  # of transformers: a bar for each weights file, between our own lines
     try:
-        TrainingCLI(expand_configs(arguments))
-    except Stopped as stop:
-        again = [word for word, before in zip(arguments, ["", *arguments], strict=False)
-                 if before != "--ckpt_path" and word.partition("=")[0] != "--ckpt_path"]
-        raise Stopped(f"{stop}\nresume with: lit-cpt {shlex.join(again)} --ckpt_path last") from None
-
-
+        TrainingCLI(expand_configs(gathered(arguments)))
+    except BaseException as error:
+        if getattr(error, "resumable", False):
+            error.resume_with = resume_command(arguments)  # type: ignore[attr-defined]
+        raise

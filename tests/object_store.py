@@ -24,7 +24,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +89,7 @@ class ObjectStore:
         line = self.process.stdout.readline()
         assert line, "the object store did not start: is moto[server] installed?"
         self.server, self.endpoint = line.split()
-        client = self._client()
-        client.create_bucket(Bucket=BUCKET)
+        self._client.create_bucket(Bucket=BUCKET)
 
     def __enter__(self) -> ObjectStore:
         return self
@@ -103,6 +102,7 @@ class ObjectStore:
         self.process.kill()
         self.process.wait()
 
+    @cached_property
     def _client(self) -> Any:
         import boto3
 
@@ -115,15 +115,15 @@ class ObjectStore:
 
     def upload(self, folder: Path | str, prefix: str) -> str:
         """Put every file of a folder under ``prefix``, past the proxy; returns the URL."""
-        client = self._client()
         for path in sorted(Path(folder).rglob("*")):
             if path.is_file():
-                client.put_object(Bucket=BUCKET, Key=f"{prefix}/{path.relative_to(folder)}", Body=path.read_bytes())
+                key = f"{prefix}/{path.relative_to(folder)}"
+                self._client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
         return f"s3://{BUCKET}/{prefix}"
 
     def delete(self, key: str) -> None:
         """Take one object away."""
-        self._client().delete_object(Bucket=BUCKET, Key=key)
+        self._client.delete_object(Bucket=BUCKET, Key=key)
 
     def fail(self, *faults: Fault) -> None:
         """These faults from now on; the first that fits a request is the one it gets."""

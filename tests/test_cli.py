@@ -205,3 +205,22 @@ def test_a_slip_in_our_own_code_is_not_the_users_mistake(tmp_path, monkeypatch):
 def test_a_full_disk_says_how_to_go_on(capsys):
     assert explain(OSError(28, "No space left on device"), "prepare") == 1
     assert "the disk is full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "status", "ends"), [
+    (OSError(28, "No space left on device"), 1, "go on where the newest whole checkpoint is."),
+    (OSError(122, "Disk quota exceeded"), 1, "go on where the newest whole checkpoint is."),
+    (RuntimeError("x"), 1, "the traceback above tells where it arose.")])
+def test_an_error_that_left_a_checkpoint_ends_with_the_command_to_resume(capsys, error, status, ends):
+    error.resume_with = "lit-cpt fit --run x --ckpt_path last"
+    assert explain(error, "fit") == status
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2].endswith(ends)
+    assert said[-1] == "resume with: lit-cpt fit --run x --ckpt_path last"
+
+
+def test_a_mistake_of_input_ends_without_it(capsys):
+    error = raised("raise FileNotFoundError('--ckpt_path x: no such file')")
+    error.resume_with = "lit-cpt fit"
+    assert explain(error, "fit") == 2
+    assert capsys.readouterr().err == "lit-cpt fit: --ckpt_path x: no such file\n"

@@ -101,7 +101,7 @@ def test_base_recipe_and_hardware_make_a_run_that_fit_accepts(recipe, hardware, 
     assert main(["fit", *arguments, "--print_config"]) == 0
     merged = yaml.safe_load(capsys.readouterr().out)
     assert [callback["class_path"].rpartition(".")[2] for callback in merged["trainer"]["callbacks"]] == [
-        "PhaseSwitchCallback", "GracefulStopCallback", "ModelCheckpoint", "RunProgressBar"]
+        "PhaseSwitchCallback", "GracefulStopCallback", "RunCheckpointCallback", "RunProgressBar"]
     own = read_config(find_config(hardware))["trainer"]
     assert {key: merged["trainer"][key] for key in own} == own
     assert merged["trainer"]["max_epochs"] == 1

@@ -9,7 +9,7 @@ import torch
 from conftest import LENGTH, fit, ideal_stream, make_trainer, same_weights
 
 from lit_cpt.blends import Blend
-from lit_cpt.callbacks import GracefulStopCallback, PhaseSwitchCallback
+from lit_cpt.callbacks import GracefulStopCallback, PhaseSwitchCallback, RunCheckpointCallback
 from lit_cpt.callbacks.graceful_stop import Stopped
 from lit_cpt.data import BlendDataModule
 from lit_cpt.events import read_events
@@ -66,7 +66,7 @@ def handlers():
                                                  (signal.SIGINT, SWITCH)])
 def test_a_signal_saves_at_the_end_of_the_step_and_the_resumed_run_ends_bit_identical(
         whole, sources, tiny, tmp_path, number, sent_at):
-    path = tmp_path / "checkpoints" / "last.ckpt"
+    path = tmp_path / "checkpoints" / f"step-{sent_at + 1:08d}.ckpt"
     with pytest.raises(Stopped, match=f"stopped at step {sent_at + 1}; saved {path}"):
         run(sources, tiny, tmp_path, GracefulStopCallback(), PhaseSwitchCallback(), SignalAt(sent_at, number),
             workers=2)
@@ -75,6 +75,14 @@ def test_a_signal_saves_at_the_end_of_the_step_and_the_resumed_run_ends_bit_iden
     resumed, rest = run(sources, tiny, tmp_path, GracefulStopCallback(), PhaseSwitchCallback(), resume=path)
     assert rest.names == IDEAL[(sent_at + 1) * GLOBAL :]
     assert same_weights(resumed, whole)
+
+
+def test_with_a_checkpoint_callback_the_step_is_saved_once_and_by_it(sources, tiny, tmp_path):
+    keeper = RunCheckpointCallback(every_n_steps=5)
+    with pytest.raises(Stopped, match="stopped at step 5; saved .*step-00000005.ckpt"):
+        run(sources, tiny, tmp_path, GracefulStopCallback(), keeper, PhaseSwitchCallback(), SignalAt(4, signal.SIGINT))
+    assert keeper.steps == [5]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["last.ckpt", "step-00000005.ckpt"]
 
 
 def test_an_accumulation_is_finished_before_it_is_saved(sources, tiny, tmp_path):

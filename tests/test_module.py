@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from conftest import LENGTH, VOCABULARY, SaveAt, fit, make_trainer, named_block, same_weights
@@ -10,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn import functional as F
 
 from lit_cpt.blends import Blend
-from lit_cpt.callbacks import PhaseSwitchCallback
+from lit_cpt.callbacks import PhaseSwitchCallback, RunCheckpointCallback
 from lit_cpt.data import BlendDataModule
 from lit_cpt.events import read_events
 from lit_cpt.module import ContinuedPretraining, CurveLR
@@ -300,3 +301,76 @@ def test_a_module_without_a_data_module_is_refused(tiny, tmp_path):
     loader = torch.utils.data.DataLoader([named_block(0, 0).long()] * 4)
     with pytest.raises(ValueError, match=r"needs a data module with a `batch`.*trainer\.fit\(module, datamodule="):
         make_trainer(tmp_path, max_steps=2).fit(module_of(tiny), loader)
+
+
+# What a resumed run goes on with -----------------------------------------------------------------------------
+
+
+def test_metrics_are_seen_by_callbacks_at_the_end_of_the_step_and_still_after_a_resume(sources, tiny, tmp_path):
+    class Sees(SaveAt):
+        def __init__(self, folder, *steps):
+            super().__init__(folder, *steps)
+            self.seen = {}
+
+        def on_train_start(self, trainer, module):
+            self.seen[trainer.global_step] = float(trainer.callback_metrics.get("train/loss", 0))
+
+        def on_train_batch_end(self, trainer, *rest):
+            self.seen[trainer.global_step] = float(trainer.callback_metrics.get("train/loss", 0))
+            super().on_train_batch_end(trainer, *rest)
+
+    first, second = Sees(tmp_path, 5), Sees(tmp_path)
+    fit(module_of(tiny), data_of(sources), tmp_path, first, PhaseSwitchCallback(), log_every_n_steps=3)
+    fit(module_of(tiny), data_of(sources), tmp_path, second, PhaseSwitchCallback(), log_every_n_steps=3,
+        resume=tmp_path / "step-5.ckpt")
+    assert [first.seen[step] > 0 for step in (0, 2, 3, 4)] == [False, False, True, True]
+    assert second.seen == {step: first.seen[step] for step in range(5, STEPS + 1)}
+
+
+def test_the_sum_of_the_losses_since_the_last_log_is_of_whole_steps(sources, tiny, tmp_path):
+    class Halfway(SaveAt):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            trainer.save_checkpoint(self.folder / f"batch-{batch_idx + 1}.ckpt")
+
+    fit(module_of(tiny), data_of(sources, micro_batch=2), tmp_path, Halfway(tmp_path), max_steps=3, log_every_n_steps=9)
+    sums = [torch.load(tmp_path / f"batch-{batch}.ckpt", weights_only=False)["lit_cpt_state"] for batch in range(1, 7)]
+    assert [saved["summed_steps"] for saved in sums] == [0, 1, 1, 2, 2, 3]
+    assert [saved["summed_loss"] for saved in sums[1::2]] == [saved["summed_loss"] for saved in [*sums[2::2], sums[5]]]
+    assert 3.5 < sums[1]["summed_loss"] < 4.7  # one step's mean, about ln 64
+
+
+def test_a_resume_as_another_run_is_refused_unless_the_data_module_allows_it(logged, sources, tiny, tmp_path):
+    path = logged[2] / "step-4.ckpt"
+    with pytest.raises(ValueError, match=r"data\.seed: 42 -> 7\. Restore what was, .*--allow-change data\.seed"):
+        fit(module_of(tiny), data_of(sources, seed=7), tmp_path, resume=path)
+    assert not (tmp_path / "events.jsonl").exists()
+    module = module_of(tiny)
+    fit(module, data_of(sources, seed=7, allow_change=["data.seed"]), tmp_path, PhaseSwitchCallback(), resume=path)
+    assert module.tokens_seen == STEPS * TOKENS
+    [change] = [event for event in read_events(tmp_path) if event["event"] == "change"]
+    assert (change["field"], change["was"], change["now"], change["step"]) == ("data.seed", "42", "7", 4)
+
+
+def test_a_run_that_had_ended_goes_on_when_its_horizon_is_longer(sources, tiny, tmp_path):
+    longer = Recipe(2 * STEPS * TOKENS, Cosine(1e-2), recipe_of().phases)
+    fit(module_of(tiny), data_of(sources), tmp_path, RunCheckpointCallback(), PhaseSwitchCallback())
+    module = module_of(tiny, longer)
+    diary = fit(module, data_of(sources, longer, allow_change=["recipe.token_horizon"]), tmp_path,
+                PhaseSwitchCallback(), resume=tmp_path / "checkpoints" / "last.ckpt")
+    assert (module.tokens_seen, len(diary.names)) == (2 * STEPS * TOKENS, STEPS * GLOBAL)
+
+
+def test_a_checkpoint_of_the_very_beginning_resumes_as_a_new_run(sources, tiny, tmp_path):
+    class AtStart(pl.Callback):
+        def on_train_start(self, trainer, module):
+            trainer.save_checkpoint(tmp_path / "step-0.ckpt")
+
+    module = module_of(tiny)
+    settings = {"log_every_n_steps": 2, "val_check_interval": 2}
+    diary = fit(module, data_of(sources, validation_blocks=2), tmp_path, AtStart(), PhaseSwitchCallback(), **settings)
+    resumed = module_of(tiny)
+    again = fit(resumed, data_of(sources, validation_blocks=2), tmp_path, PhaseSwitchCallback(),
+                resume=tmp_path / "step-0.ckpt", **settings)
+    assert again.names == diary.names
+    assert same_weights(resumed, module)
+    assert resumed.published == module.published

@@ -142,10 +142,10 @@ def test_three_phases_follow_each_other_and_survive_a_resume_between_them(source
 
 
 def test_a_resume_with_fewer_phases_than_have_begun_is_refused(sources, tiny, tmp_path):
-    run(switching(), tiny, sources, tmp_path, PhaseSwitchCallback(), SaveAt(tmp_path, SWITCH + 1))
-    saved = tmp_path / f"step-{SWITCH + 1}.ckpt"
+    callback = PhaseSwitchCallback()
+    callback.load_state_dict({"eta_peak": 1e-2, "switches": [{"phase": "later0", "step": 15, "eta": 2e-3}]})
     with pytest.raises(ValueError, match="has begun phase 'later0', but this recipe has only 0 after the first"):
-        run(recipe_of(), tiny, sources, tmp_path, PhaseSwitchCallback(), resume=saved)
+        run(recipe_of(), tiny, sources, tmp_path, callback)
 
 
 def test_a_warm_up_below_the_threshold_starts_no_phase(sources, tiny, tmp_path):
@@ -288,7 +288,7 @@ def test_a_run_that_fails_in_the_middle_of_an_accumulation_resumes_with_the_whol
 def test_a_checkpoint_at_the_boundary_is_saved_if_asked_and_resumes_there(whole, sources, tiny, tmp_path):
     run(switching(), tiny, sources, tmp_path, PhaseSwitchCallback(checkpoint=True))
     resumed, rest = run(switching(), tiny, sources, tmp_path, PhaseSwitchCallback(checkpoint=True),
-                        resume=tmp_path / "checkpoints" / "phase-later0.ckpt")
+                        resume=tmp_path / "checkpoints" / f"step-{SWITCH:08d}.ckpt")
     assert rest.names == IDEAL[SWITCH * GLOBAL :]
     assert same_weights(resumed, whole[0])
 
@@ -323,6 +323,9 @@ class ForeignData(pl.LightningDataModule):
     def __init__(self, sources, workers):
         super().__init__()
         self.sources, self.workers = sources, workers
+
+    def val_dataloader(self):
+        return DataLoader([torch.zeros(LENGTH + 1)])
 
     def train_dataloader(self):
         dataset = BlendedStreamingDataset({name: open_source(folder, LENGTH) for name, folder in self.sources.items()},
@@ -366,6 +369,240 @@ def test_any_loader_with_set_weights_is_told_at_the_switch(sources, tmp_path):
     assert loader.told == ({"x": 1.0},)
 
 
+def scheduled(make, **config):
+    """A foreign module whose optimizer is scheduled by what ``make`` returns."""
+    class Scheduled(Foreign):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD([{"params": [self.table.weight], "lr": 0.1},
+                                         {"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 0.02}])
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": make(optimizer), **config}}
+
+        def on_train_epoch_end(self):
+            self.log("stuck", 1.0)
+
+    return Scheduled()
+
+
+SCHEDULES = {
+    # OneCycleLR climbs from 0.004 to 0.1 in 5 steps and is down to a fifth when 16 are made.
+    "one cycle": (lambda opt: torch.optim.lr_scheduler.OneCycleLR(opt, [0.1, 0.02], total_steps=STEPS, pct_start=0.25),
+                  {"interval": "step"}, 15),
+    "steps of an epoch": (lambda opt: torch.optim.lr_scheduler.StepLR(opt, 2, gamma=0.2), {"interval": "epoch"}, 10),
+    "plateau of an epoch": (lambda opt: torch.optim.lr_scheduler.ReduceLROnPlateau(opt, patience=0, factor=0.2),
+                            {"interval": "epoch", "monitor": "stuck"}, 10),
+    # Lightning steps it after the last hook of a step: the switch comes one step later.
+    "plateau of a step": (lambda opt: torch.optim.lr_scheduler.ReduceLROnPlateau(opt, patience=0, factor=0.2),
+                          {"interval": "step", "frequency": 3, "monitor": "stuck"}, 9),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_any_scheduler_switches_between_two_batches(sources, tmp_path, name, workers):
+    make, config, switch = SCHEDULES[name]
+    module, callback = scheduled(make, **config), PhaseSwitchCallback(weights=SECOND, eta_over_eta_max=0.2)
+    if name == "plateau of a step":
+        module.on_train_batch_start = lambda *_: module.log("stuck", 1.0)
+    diary = fit(module, ForeignData(sources, workers), tmp_path, callback, max_steps=STEPS, limit_train_batches=5)
+    assert [change["step"] for change in callback.switches] == [switch]
+    assert diary.names == ideal_stream([(0, FIRST), (switch * GLOBAL, SECOND)], STEPS * GLOBAL)
+
+
+def test_the_rate_is_that_of_the_highest_parameter_group(sources, tmp_path):
+    def falls_alone(optimizer):
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, [lambda step: 1.0 if step < 9 else 0.2,
+                                                             lambda step: 1.0 if step < 4 else 0.2])
+
+    callback = PhaseSwitchCallback(weights=SECOND, eta_over_eta_max=0.2)
+    fit(scheduled(falls_alone, interval="step"), ForeignData(sources, 0), tmp_path, callback, max_steps=STEPS)
+    assert [(change["step"], change["eta"]) for change in callback.switches] == [(9, pytest.approx(0.02))]
+
+
+class ByHand(Foreign):
+    """Manual optimization: steps on every third batch, with a scheduler of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        self.manual_backward(super().training_step(batch, batch_idx))
+        if batch_idx % 3 == 2:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+            self.lr_schedulers().step()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_manual_optimization_switches_after_the_step_that_lowers_the_rate(sources, tmp_path, workers):
+    callback = PhaseSwitchCallback(weights=SECOND, eta=0.09)
+    diary = fit(ByHand(), ForeignData(sources, workers), tmp_path, callback, SaveAt(tmp_path, 5, 6), max_steps=6)
+    # Rates climb to 0.1 in four steps and fall to 0.1 * 15/16 with the fifth, 14/16 with the sixth.
+    assert [change["step"] for change in callback.switches] == [6]
+    longer = PhaseSwitchCallback(weights=SECOND, eta=0.095)
+    diary = fit(ByHand(), ForeignData(sources, workers), tmp_path, longer, max_steps=6)
+    assert [change["step"] for change in longer.switches] == [5]
+    assert diary.names == ideal_stream([(0, FIRST), (15 * GLOBAL, SECOND)], 18 * GLOBAL)
+
+
+class FailsAt(Foreign):
+    """Fails inside one batch of a foreign project."""
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == 7:
+            raise RuntimeError("the disk is full")
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_foreign_run_that_fails_inside_a_batch_resumes_with_that_batch(sources, tmp_path):
+    def callback():
+        return PhaseSwitchCallback(weights=SECOND, step=5)
+
+    with pytest.raises(RuntimeError, match="the disk is full"):
+        fit(FailsAt(), ForeignData(sources, 2), tmp_path, callback(), OnExceptionCheckpoint(tmp_path, "failed"),
+            max_steps=STEPS)
+    rest = fit(Foreign(), ForeignData(sources, 0), tmp_path, callback(), max_steps=STEPS,
+               resume=tmp_path / "failed.ckpt")
+    assert rest.names == ideal_stream([(0, FIRST), (5 * GLOBAL, SECOND)], STEPS * GLOBAL)[7 * GLOBAL :]
+
+
+@pytest.mark.parametrize(("asked", "saved"), [(None, True), (False, False)])
+def test_a_project_that_saves_gets_a_checkpoint_at_the_switch_unless_told_not_to(sources, tmp_path, asked, saved):
+    saving = pl.callbacks.ModelCheckpoint(tmp_path / "mine", every_n_train_steps=100)
+    callback = PhaseSwitchCallback(weights=SECOND, step=5, checkpoint=asked)
+    fit(Foreign(), ForeignData(sources, 0), tmp_path, callback, saving, max_steps=8)
+    assert (tmp_path / "checkpoints" / "step-00000005.ckpt").exists() == saved
+
+
+def test_a_loader_made_anew_for_an_epoch_keeps_the_weights_of_the_phase(sources, tmp_path):
+    callback = PhaseSwitchCallback(weights={"c": 1.0}, step=5)
+    diary = fit(Foreign(), ForeignData(sources, 0), tmp_path, callback, max_steps=STEPS, limit_train_batches=8,
+                reload_dataloaders_every_n_epochs=1)
+    drawn = [source for source, _ in diary.names]
+    assert 0 in drawn[: 5 * GLOBAL]
+    assert set(drawn[5 * GLOBAL :]) == {2}
+
+
+# A metric ----------------------------------------------------------------------------------------------------
+
+
+class Tells(Foreign):
+    """Logs the values it is given: one for each training step, one for each validation."""
+
+    def __init__(self, steps=(), validations=(), late=False):
+        super().__init__()
+        self.steps, self.validations, self.late = steps, validations, late
+
+    def training_step(self, batch, batch_idx):
+        if self.steps and not self.late:
+            self.log("told", self.steps[self.trainer.global_step])
+        return super().training_step(batch, batch_idx)
+
+    def on_train_batch_end(self, *_):
+        if self.late and self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            self.log("told", self.steps[self.trainer.global_step - 1])
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/told", self.validations[self.trainer.global_step // 4 - 1])
+
+
+def told_run(sources, folder, module, metric, *callbacks, workers=0, resume=None, **settings):
+    """Run with a metric's trigger; returns the steps of the switches and what was trained."""
+    callback = PhaseSwitchCallback(weights=SECOND, metric=metric)
+    diary = fit(module, ForeignData(sources, workers), folder, callback, *callbacks, resume=resume,
+                **{"max_steps": STEPS, "limit_val_batches": 0.0, "log_every_n_steps": 4, **settings})
+    return [change["step"] for change in callback.switches], diary.names
+
+
+FALLING = [2.0 - 0.1 * step for step in range(STEPS)]  # below 1.15 from the ninth on, told by step 9, looked at at 12
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(("metric", "late", "switch"), [("told < 1.15", False, 12), ("told <= 1.1000001", True, 13),
+                                                        ("told > 1.95", False, 1), ("told < 0.01", False, None)])
+def test_a_logged_value_past_its_bound_switches_at_the_next_look(sources, tmp_path, metric, late, switch, workers):
+    switches, names = told_run(sources, tmp_path, Tells(FALLING, late=late), metric, workers=workers)
+    assert switches == ([] if switch is None else [switch])
+    legs = [(0, FIRST)] + ([] if switch is None else [(switch * GLOBAL, SECOND)])
+    assert names == ideal_stream(legs, STEPS * GLOBAL)
+
+
+@pytest.mark.parametrize("step", [7, 8, 9, 12])
+def test_a_validation_past_the_bound_switches_before_the_next_batch_and_resumes_there(sources, tmp_path, step):
+    validations = [2.0, 1.0, float("nan"), 2.0, 2.0]
+    ideal = ideal_stream([(0, FIRST), (8 * GLOBAL, SECOND)], STEPS * GLOBAL)
+    settings = {"limit_val_batches": 1, "val_check_interval": 4}
+
+    class SaveAfterValidation(pl.callbacks.Checkpoint):
+        def on_validation_end(self, trainer, *_):
+            trainer.save_checkpoint(tmp_path / f"step-{trainer.global_step}.ckpt")
+
+    saving = SaveAt(tmp_path, 7, 9), SaveAfterValidation()
+    switches, names = told_run(sources, tmp_path, Tells((), validations), "val/told <= 1", *saving, **settings)
+    assert (switches, names) == ([8], ideal)
+    switches, rest = told_run(sources, tmp_path, Tells((), validations), "val/told <= 1", **settings, workers=2,
+                              resume=tmp_path / f"step-{step}.ckpt")
+    assert (switches, rest) == ([8], ideal[step * GLOBAL :])
+
+
+def test_a_value_that_is_no_number_is_past_no_bound(sources, tmp_path):
+    for metric in ("told < 9", "told >= 0"):
+        assert told_run(sources, tmp_path, Tells([float("nan")] * STEPS), metric)[0] == []
+
+
+def test_a_metric_that_nobody_logs_is_named_with_those_there_are(sources, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "lit_cpt"):
+        told_run(sources, tmp_path, Tells(FALLING), "val/qa/loss < 1.2")
+    [record] = [record for record in caplog.records if record.name.startswith("lit_cpt")]
+    assert record.getMessage() == ("phase switched waits for val/qa/loss < 1.2, but nothing is logged as "
+                                   "'val/qa/loss'; there are: told")
+
+
+def test_a_value_logged_before_its_phase_was_waited_for_does_not_count(sources, tiny, tmp_path):
+    recipe = recipe_of((SECOND, Trigger(step=10)), (THIRD, Trigger(metric="told < 1.2")), (FIRST, Trigger(step=12)))
+
+    class Once(ContinuedPretraining):
+        def on_train_batch_end(self, *_):
+            super().on_train_batch_end(*_)
+            if self.trainer.global_step in self.at:
+                self.log("told", 1.0)
+
+    for at, switches in (((5,), [10]), ((5, 14), [10, 15, 16])):
+        callback = PhaseSwitchCallback()
+        kind = type("OnceHere", (Once,), {"at": at})
+        module, data = module_of(recipe, tiny, kind), data_of(recipe, sources)
+        diary = fit(module, data, tmp_path, callback, log_every_n_steps=1)
+        assert [change["step"] for change in callback.switches] == switches
+        legs = list(zip([0, *(step * GLOBAL for step in switches)], (FIRST, SECOND, THIRD, FIRST), strict=False))
+        assert diary.names == ideal_stream(legs, STEPS * GLOBAL)
+
+
+@pytest.mark.parametrize("step", [7, 8, 9])
+def test_our_own_losses_decide_alike_after_a_resume(sources, tiny, tmp_path, step):
+    class Watch(pl.Callback):
+        seen = ()
+
+        def on_validation_end(self, trainer, *_):
+            self.seen = (*self.seen, float(trainer.callback_metrics["val/a/loss"]))
+
+    watch, module = Watch(), module_of(recipe_of(), tiny)
+    data = BlendDataModule(module.recipe, sources, LENGTH, GLOBAL, GLOBAL, workers=0, validation_blocks=4)
+    fit(module, data, tmp_path / "watch", watch, val_check_interval=4)
+    assert list(watch.seen) == sorted(watch.seen, reverse=True)
+    bound = (watch.seen[0] + watch.seen[1]) / 2
+    recipe = recipe_of((SECOND, Trigger(metric=f"val/a/loss < {bound}")))
+
+    def fitted(resume=None, *callbacks):
+        callback = PhaseSwitchCallback()
+        data = BlendDataModule(recipe, sources, LENGTH, GLOBAL, GLOBAL, workers=0, validation_blocks=4)
+        diary = fit(module_of(recipe, tiny), data, tmp_path, callback, *callbacks, resume=resume, val_check_interval=4)
+        return [change["step"] for change in callback.switches], diary.names
+
+    ideal = ideal_stream([(0, FIRST), (8 * GLOBAL, SECOND)], STEPS * GLOBAL)
+    assert fitted(None, SaveAt(tmp_path, step)) == ([8], ideal)
+    assert fitted(tmp_path / f"step-{step}.ckpt") == ([8], ideal[step * GLOBAL :])
+
+
 # Refusals ------------------------------------------------------------------------------------------------
 
 
@@ -380,7 +617,11 @@ def test_weights_without_exactly_one_trigger_are_refused(given, listed):
         PhaseSwitchCallback(weights=FIRST, **given)
 
 
-def test_a_loader_that_cannot_switch_is_refused_by_its_type(tmp_path):
-    loader = DataLoader([torch.zeros(LENGTH + 1, dtype=torch.long)] * 10)
-    with pytest.raises(ValueError, match=r"found the train loaders DataLoader; it needs exactly one, with set_weights"):
-        make_trainer(tmp_path, PhaseSwitchCallback(weights=FIRST, step=3), max_steps=6).fit(Foreign(), loader)
+def test_a_list_of_weights_for_sources_that_have_names_is_refused(sources, tmp_path):
+    with pytest.raises(ValueError, match=r"weights=\[0\.5, 0\.5\] are a list, but .*=\{a: \.\.\., b: \.\.\., c: "):
+        fit(Foreign(), ForeignData(sources, 0), tmp_path, PhaseSwitchCallback(weights=[1, 1], step=3), max_steps=4)
+
+
+def test_weights_for_a_source_that_is_not_there_are_refused_before_training(sources, tmp_path):
+    with pytest.raises(ValueError, match="weights name 'qa', which no source is called"):
+        fit(Foreign(), ForeignData(sources, 0), tmp_path, PhaseSwitchCallback(weights={"qa": 1}, step=3), max_steps=4)

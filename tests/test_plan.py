@@ -160,6 +160,34 @@ def test_a_source_seen_too_often_is_marked_and_warned_of():
     assert "!" not in render(plan(recipe_of(), Batch(LENGTH, 4), SIZES))
 
 
+WAITING = recipe_of((SECOND, Trigger(fraction=0.5)), (THIRD, Trigger(metric="val/c/loss < 1.2")),
+                    ({"a": 1.0}, Trigger(fraction=0.9)))
+
+
+def test_a_phase_that_waits_for_a_metric_and_those_behind_it_have_no_place_in_the_plan():
+    result, known = (plan(recipe, Batch(LENGTH, 4), SIZES) for recipe in (
+        WAITING, recipe_of((SECOND, Trigger(fraction=0.5)))))
+    assert result.phases[:2] == known.phases
+    assert result.sources == known.sources
+    for phase in result.phases[2:]:
+        assert (phase.start, phase.stop, phase.tokens) == (None, None, 0)
+    told = json.loads(json.dumps(result.describe()))["phases"][2]
+    assert (told["start"], told["when"]) == (None, "val/c/loss < 1.2")
+    assert told["sources"] == [{"name": name, "weight": 0.5, "samples": 0, "tokens": 0, "epochs": None}
+                               for name in ("b", "c")]
+
+
+def test_the_text_says_what_is_not_foretold():
+    lines = render(plan(WAITING, Batch(LENGTH, 4), SIZES)).splitlines()
+    [row] = [line for line in lines if line.startswith("later1 ") and "<" in line]
+    assert row.split() == ["later1", "val/c/loss", "<", "1.2", *"?????"]
+    assert ["later1", "c", "0.5", "?", "?"] in [line.split() for line in lines]
+    told = lines.index("phase later1 begins when val/c/loss < 1.2: not foretold")
+    assert lines[told + 1] == "phase later2 begins when fraction = 0.9, after later1: not foretold".replace(" = ", "=")
+    assert lines[told + 2] == "the figures are of a run that stays in phase later0 to the end"
+    assert "foretold" not in render(plan(PAPER, BATCH))
+
+
 def test_a_curve_of_another_shape_moves_the_switch():
     wsd = Recipe(2000, WSD(1e-2, decay=0.2), PAPER.phases)
     assert plan(wsd, Batch(LENGTH, 1)).phases[1].start.fraction > 0.8 > plan(

@@ -29,6 +29,8 @@ def recipe_of(*triggers, horizon=10_000, curve=None):
     (Trigger(tokens="250B"), "tokens", 250e9, "tokens=250B"),
     (Trigger(fraction=0.8), "fraction", 0.8, "fraction=0.8"),
     (Trigger(step=48), "step", 48.0, "step=48"),
+    (Trigger(metric="val/qa/loss<1.2"), "metric", 1.2, "val/qa/loss < 1.2"),
+    (Trigger(metric=" gain  >= -2e-1 "), "metric", -0.2, "gain >= -2e-1"),
 ])
 def test_a_trigger_knows_its_kind_and_value_and_reads_as_in_a_recipe(trigger, kind, value, text):
     assert (trigger.kind, trigger.value, str(trigger)) == (kind, value, text)
@@ -51,6 +53,12 @@ def test_a_trigger_takes_exactly_one_of_its_kinds(given, listed):
     ({"eta": -1e-5}, "eta=-1e-05 must be positive"),
     ({"eta": float("nan")}, "eta=nan must be positive"),
     ({"tokens": "lots"}, "tokens='lots' is not a count"),
+    ({"metric": "val/qa/loss"}, "metric='val/qa/loss' is no comparison: write NAME < BOUND with one of <, <=, >, >="),
+    ({"metric": "loss < low"}, 'metric=\'loss < low\' is no comparison: .* such as "val/qa/loss < 1.2"'),
+    ({"metric": "loss < nan"}, "metric='loss < nan' is no comparison"),
+    ({"metric": "loss == 1"}, "metric='loss == 1' is no comparison"),
+    ({"metric": "< 1"}, "metric='< 1' is no comparison"),
+    ({"metric": "1 < loss < 2"}, "metric='1 < loss < 2' is no comparison"),
 ])
 def test_a_trigger_that_cannot_fire_is_refused_with_its_value(given, says):
     with pytest.raises(ValueError, match=says):
@@ -72,6 +80,17 @@ def test_a_threshold_is_fallen_to_at_it_and_below_it_and_a_rounding_above_it():
     (Trigger(eta=1e-5), None)])
 def test_a_token_count_is_whole_and_never_before_its_fraction(trigger, tokens):
     assert trigger.token_count(300) == tokens
+
+
+@pytest.mark.parametrize(("sign", "below", "at", "above"), [("<", True, False, False), ("<=", True, True, False),
+                                                            (">", False, False, True), (">=", False, True, True)])
+def test_a_metric_crosses_its_bound_by_its_sign_and_never_as_nan(sign, below, at, above):
+    trigger = Trigger(metric=f"val/qa/loss {sign} 1.5")
+    assert trigger.metric_name == "val/qa/loss"
+    assert [trigger.crossed_by(value) for value in (1.4, 1.5, 1.6)] == [below, at, above]
+    assert not trigger.crossed_by(float("nan"))
+    assert Trigger(step=3).metric_name is None
+    assert not Trigger(step=3).crossed_by(0.0)
 
 
 # Batch and AdamW -----------------------------------------------------------------------------------
@@ -216,6 +235,20 @@ def test_a_run_of_one_phase_is_a_recipe():
     assert recipe_of(curve=Constant(1e-5)).start_steps(100) == [0]
 
 
+def test_nothing_behind_a_metric_is_foretold():
+    recipe = recipe_of(Trigger(fraction=0.25), Trigger(metric="val/qa/loss < 1.2"), Trigger(step=90))
+    assert recipe.start_steps(100) == [0, 25, None, None]
+    assert recipe.foretold(100) == [0, 25]
+    assert recipe.progress_of(recipe.phases[2]) is None
+
+
+def test_phases_around_a_metric_must_still_begin_in_order():
+    with pytest.raises(ValueError, match=r"phase 'p3' \(fraction=0\.2\) begins at 0\.2000 .*\(0\.2500\)"):
+        recipe_of(Trigger(fraction=0.25), Trigger(metric="loss < 1"), Trigger(fraction=0.2))
+    with pytest.raises(ValueError, match="phase 'p1' would run from step 100 to 100: no step at all"):
+        recipe_of(Trigger(step=100), Trigger(metric="loss < 1")).start_steps(100)
+
+
 # Refusals --------------------------------------------------------------------------------------------
 
 
@@ -284,6 +317,12 @@ def test_a_described_recipe_is_plain_json():
     assert described["phases"] == [{"name": "a", "blend": {"weights": {"web": 0.7, "code": 0.3}}},
                                    {"name": "b", "blend": {"weights": {"qa": 1.0}}, "when": {"eta_over_eta_max": 0.2}}]
     assert described["optimizer"]["clip"] == 0.5
+
+
+def test_a_metric_is_described_as_it_is_written():
+    [_, phase] = recipe_of(Trigger(metric="val/qa/loss<1.2")).describe()["phases"]
+    assert phase["when"] == {"metric": "val/qa/loss < 1.2"}
+    assert Trigger(**phase["when"]) == Trigger(metric="val/qa/loss < 1.2")
 
 
 def test_two_recipes_that_differ_are_described_differently():

@@ -23,7 +23,7 @@ from lit_cpt.report.palette import PALETTE, run_colours
 from lit_cpt.report.plan_chart import plan_figure
 from lit_cpt.report.run_charts import POINTS, draw_line
 from lit_cpt.report.runs import Run
-from lit_cpt.report.tables import score_table, switch_table
+from lit_cpt.report.tables import plan_table, score_table, switch_table
 
 STEPS, SWITCH, TOKENS = 1400, 996, 512
 ETA_MAX, ETA_MIN = 6e-4, 6e-6
@@ -442,3 +442,30 @@ def test_no_runs_are_refused(tmp_path):
 def test_a_report_needs_no_torch():
     code = "import sys, lit_cpt.report; sys.exit('torch' in sys.modules or 'tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# A plan that does not know when a phase begins --------------------------------------------------------------
+
+
+def waiting_plan():
+    """`plan_of`, and a phase that waits for a metric."""
+    plan = plan_of()
+    drawn = [{"name": "qa", "weight": 1.0, "tokens": 0, "samples": 0, "epochs": None}]
+    waits = {"name": "last", "when": "val/qa/loss < 1.2", "start": None, "stop": None, "tokens": 0, "sources": drawn}
+    return {**plan, "phases": [*plan["phases"], waits]}
+
+
+def test_a_phase_that_is_not_foretold_is_named_above_the_chart_and_not_drawn():
+    figure, known = plan_figure(waiting_plan(), 7), plan_figure(plan_of(), 7)
+    rate, blend = figure.axes
+    assert "last when val/qa/loss < 1.2: not foretold" in [text.get_text() for text in rate.texts]
+    assert len(blend.patches) == len(known.axes[1].patches)
+
+
+def test_a_phase_that_is_not_foretold_has_its_shares_and_its_actual_step_in_the_tables(folders):
+    assert "not foretold" in plan_table(waiting_plan())
+    assert "not foretold" not in plan_table(plan_of())
+    run = replace(load_run(folders["recipe"]), plan=waiting_plan())
+    assert "<td>not foretold</td><td>not seen</td>" in switch_table({"r": run})
+    began = {"event": "phase", "phase": "last", "step": 1_200, "eta": 1e-5}
+    assert "<td>not foretold</td><td>1,200</td>" in switch_table({"r": replace(run, events=[*run.events, began])})

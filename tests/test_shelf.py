@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import time
 from pathlib import Path
 
 import pytest
 
 from lit_cpt.manifest import write_json
-from lit_cpt.shelf import Reservation, Shelf, chunks_of, is_locked, is_used, unlock
+from lit_cpt.shelf import OPEN_FILES, Reservation, Shelf, allow_open_files, chunks_of, is_locked, is_used, unlock
 
 SIZE, COUNT = 100, 6
 
@@ -113,6 +115,13 @@ def test_a_chunk_is_shown_whole_and_pinned(folder):
     assert sorted(os.listdir(folder / "part-0")) == ["chunk-0.bin"]
 
 
+def test_a_chunk_that_is_here_is_not_fetched_again(folder):
+    shelf, other = shelf_of(folder), shelf_of(folder)
+    pin = bring(shelf, 0)
+    assert other.reserve(("web", 0)) is None, "replaced, it would lie here without the pin"
+    unlock(pin)
+
+
 def test_a_truncated_chunk_is_not_taken_for_whole(folder):
     shelf = shelf_of(folder)
     put(shelf, 0)
@@ -138,3 +147,24 @@ def test_one_reads_a_folder_until_it_is_closed(folder):
     assert is_used(folder)
     shelf.close()
     assert not is_used(folder)
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_it_may():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        allow_open_files()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        assert soft == min(before[1], OPEN_FILES)
+        assert hard == before[1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_file_system_without_locks_is_refused(folder, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OSError, match=r"cannot be locked \(.*Operation not supported\).*Put the cache on a disk"):
+        shelf_of(folder)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
-import time
+import sys
 
 import pytest
 import torch
 import yaml
-from conftest import LENGTH, SIZES
+from conftest import LENGTH, SIZES, write_source
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_cpt.blends import Blend
@@ -20,7 +21,7 @@ from lit_cpt.events import read_events
 from lit_cpt.plan import plan
 from lit_cpt.recipe import Batch, Phase, Recipe, Trigger
 from lit_cpt.schedules import Cosine
-from lit_cpt.training import found_checkpoint
+from lit_cpt.training import gathered, resume_command
 
 FIRST, SECOND = {"a": 0.60, "b": 0.35, "c": 0.05}, {"a": 0.1, "b": 0.2, "c": 0.7}
 GLOBAL, STEPS, SWITCH = 4, 20, 15
@@ -210,7 +211,7 @@ def test_a_stopped_run_says_how_to_resume_and_ends_as_the_whole_one(whole, here,
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     assert main(["fit", *COMMON, "--run", "run", stopper]) == 1
     said = capsys.readouterr().err.splitlines()
-    assert said[-2:] == ["lit-cpt fit: stopped at step 10; saved run/checkpoints/last.ckpt",
+    assert said[-2:] == ["lit-cpt fit: stopped at step 10; saved run/checkpoints/step-00000010.ckpt",
                          f"resume with: lit-cpt fit {' '.join(COMMON)} --run run '{stopper}' --ckpt_path last"]
     assert not [line for line in said if "Traceback" in line]
     assert {number: signal.getsignal(number) for number in before} == before
@@ -248,33 +249,240 @@ def test_a_resume_with_another_batch_is_refused_and_leaves_the_run_as_it_was(who
     assert states(whole) == before
 
 
-def test_the_newest_checkpoint_is_the_last(tmp_path):
-    folder = tmp_path / "checkpoints"
-    folder.mkdir()
-    for age, name in enumerate(["last", "00000200", "00000100"]):
-        (folder / f"{name}.ckpt").touch()
-        os.utime(folder / f"{name}.ckpt", (time.time() - age, time.time() - age))
-    assert found_checkpoint(tmp_path, "last") == str(folder / "last.ckpt")
-    (folder / "00000200.ckpt").touch()
-    os.utime(folder / "00000200.ckpt", (time.time() + 9, time.time() + 9))
-    assert found_checkpoint(tmp_path, "last") == str(folder / "00000200.ckpt")
-    assert found_checkpoint(tmp_path, str(folder / "00000100.ckpt")) == str(folder / "00000100.ckpt")
 
 
-def test_a_new_run_needs_no_checkpoint_and_no_folder(tmp_path):
-    assert found_checkpoint(tmp_path / "new", None) is None
-    assert found_checkpoint(tmp_path, None) is None
+# A resume as another run ---------------------------------------------------------------------------------------
+
+CUT = ["--trainer.max_steps", "6"]
 
 
-@pytest.mark.parametrize(("asked", "kind", "message"), [
-    ("last", FileNotFoundError, "--ckpt_path last: there is no checkpoint in .*checkpoints. Leave --ckpt_path out"),
-    ("no.ckpt", FileNotFoundError, "--ckpt_path no.ckpt: no such file. Give `last` or a file of .*checkpoints")])
-def test_a_checkpoint_that_is_not_there_is_asked_for_in_vain(tmp_path, asked, kind, message):
-    with pytest.raises(kind, match=message):
-        found_checkpoint(tmp_path, asked)
+@pytest.fixture(scope="module")
+def cut_run(sources, tiny, tmp_path_factory):
+    """A run of 6 of its 20 steps: its folder."""
+    folder, before = tmp_path_factory.mktemp("cut"), os.getcwd()
+    write_config(folder, sources, tiny)
+    os.chdir(folder)
+    try:
+        assert main(["fit", *COMMON, "--run", "run", *CUT]) == 0
+    finally:
+        os.chdir(before)
+    return folder / "run"
 
 
-def test_a_run_folder_is_no_file(tmp_path):
-    (tmp_path / "run.yaml").touch()
-    with pytest.raises(FileExistsError, match="--run .*run.yaml is a file; name a folder, such as --run runs/run"):
-        found_checkpoint(tmp_path / "run.yaml", None)
+@pytest.fixture
+def cut(cut_run, here):
+    """A copy of it, to resume in the folder one works in."""
+    shutil.copytree(cut_run, here / "run", symlinks=True)
+    return here / "run"
+
+
+def phases(*more):
+    """The phases of the recipe, and more, as an option."""
+    return ["--recipe.phases", json.dumps([*RECIPE.describe()["phases"], *more])]
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (["--data.seed", "7"], "data.seed: 42 -> 7"),
+    (["--data.window", "2"], "data.window: 8 -> 2"),
+    (["--recipe.token_horizon", "704"], "recipe.token_horizon: 640 -> 704"),
+    (["--recipe.curve.init_args.eta_max", "2e-2"], "recipe.curve: init_args.eta_max=0.01"),
+    (["--recipe.optimizer.clip", "0.5"], "recipe.optimizer: clip=1.0 -> clip=0.5"),
+    (["--recipe.phases", json.dumps([RECIPE.describe()["phases"][0],
+                                     {**RECIPE.describe()["phases"][1], "when": {"eta_over_eta_max": 0.3}}])],
+     "recipe.phases.late: when.eta_over_eta_max=0.2 -> when.eta_over_eta_max=0.3"),
+    (["--allow-change", "data.sed"], "--allow-change data.sed: there is no such field; there are recipe.t"),
+    (["--allow_change=data.global_batch"], "--allow-change data.global_batch: it ties steps to tokens"),
+    (["--allow-change", "data.window", "--data.seed", "7"], "data.seed: 42 -> 7"),
+    (["--allow-change"], "--allow-change names no FIELD, such as data.seed")])
+def test_a_resume_as_another_run_is_refused_with_the_difference_and_leaves_the_run_as_it_was(
+        cut, capsys, change, message):
+    before = states(cut)
+    assert main(["fit", *COMMON, "--run", "run", "--ckpt_path", "last", *change]) == 2
+    said = capsys.readouterr().err.splitlines()
+    told = [line for line in said if line.startswith("lit-cpt fit: ")]
+    assert len(told) == 1
+    assert message in told[0]
+    if " -> " in message:
+        assert told[0].endswith(f"accept the change with --allow-change {message.split(':')[0]}.")
+    assert not [line for line in said if "resume with" in line]
+    assert states(cut) == before
+
+
+@pytest.mark.parametrize(("change", "fields"), [
+    (["--data.seed", "7", "--allow-change", "data.seed"], ["data.seed"]),
+    (["--recipe.curve.init_args.eta_max", "2e-2", "--recipe.optimizer.clip", "0.5", "--allow-change=recipe.curve",
+      "--allow_change", "recipe.optimizer"], ["recipe.curve", "recipe.optimizer"]),
+    (["--recipe.token_horizon", "704", "--allow-change", "[recipe.token_horizon, data.seed]"],
+     ["recipe.token_horizon"])])
+def test_a_change_that_is_allowed_is_made_recorded_and_from_then_on_the_runs_own(cut, capsys, change, fields):
+    fit(capsys, "--ckpt_path", "last", *change, "--trainer.max_steps", "9")
+    events = read_events(cut)
+    assert [event["field"] for event in events if event["event"] == "change"] == fields
+    assert yaml.safe_load((cut / "config.yaml").read_text())["allow_change"] == []
+    without = [word for word in change if "allow" not in word and not word.startswith(("recipe.", "data.", "["))]
+    fit(capsys, "--ckpt_path", "last", *without)
+    assert saved(cut)["global_step"] == (22 if "704" in change else 20)
+
+
+def test_a_phase_may_be_appended_in_the_future_and_not_in_the_past(cut, capsys):
+    later = {"name": "more", "blend": {"weights": {"c": 1.0}}, "when": {"step": 18}}
+    late = {**RECIPE.describe()["phases"][1], "blend": {"weights": {"c": 1.0}}}
+    assert main(["fit", *COMMON, "--run", "run", "--ckpt_path", "last", "--recipe.phases",
+                 json.dumps([RECIPE.describe()["phases"][0], late])]) == 2
+    assert "recipe.phases.late: blend.weights" in capsys.readouterr().err
+    fit(capsys, "--ckpt_path", "last", *phases(later))
+    assert [(event["phase"], event["step"]) for event in read_events(cut) if event["event"] == "phase"] == [
+        ("late", SWITCH), ("more", 18)]
+
+
+@pytest.mark.parametrize(("fingerprint", "rows", "field"), [("f" * 64, SIZES["b"] + 1, "data.sources.b"),
+                                                            ("e" * 64, SIZES["b"], "data.tokenizer")])
+def test_another_source_or_tokenizer_is_refused(cut, sources, tmp_path, capsys, fingerprint, rows, field):
+    other = {name: str(write_source(tmp_path / f"other-{name}", number, rows if name == "b" else SIZES[name],
+                                    fingerprint)) for number, name in enumerate(SIZES)
+             if name == "b" or fingerprint[0] == "e"}
+    before = states(cut)
+    assert main(["fit", *COMMON, "--run", "run", "--ckpt_path", "last",
+                 *(word for name, folder in other.items() for word in (f"--data.sources.{name}", folder))]) == 2
+    assert f" {field}: " in capsys.readouterr().err
+    assert states(cut) == before
+
+
+def test_micro_batch_workers_and_the_place_of_a_source_may_change(whole, cut, sources, tmp_path, capsys):
+    moved = shutil.copytree(sources["a"], tmp_path / "moved")
+    fit(capsys, "--ckpt_path", "last", "--data.micro_batch", "4", "--data.workers", "1", "--data.sources.a", str(moved))
+    one, other = saved(whole)["state_dict"], saved(cut)["state_dict"]
+    assert all(torch.allclose(value, other[name], atol=1e-4) for name, value in one.items())
+
+
+def test_a_checkpoint_from_before_identities_still_resumes(cut, capsys):
+    path = cut / "checkpoints" / os.readlink(cut / "checkpoints" / "last.ckpt")
+    old = torch.load(path, weights_only=False)
+    del old["lit_cpt"]["identity"], old["lit_cpt_state"]
+    torch.save(old, path)
+    fit(capsys, "--ckpt_path", "last", "--recipe.optimizer.clip", "0.5")
+    assert saved(cut)["global_step"] == STEPS
+
+
+# What goes wrong, and how to go on -----------------------------------------------------------------------------
+
+
+def test_a_truncated_newest_checkpoint_is_passed_over_told_and_recorded(whole, cut, capsys, caplog):
+    newest = cut / "checkpoints" / "step-00000006.ckpt"
+    with newest.open("rb+") as file:
+        file.truncate(newest.stat().st_size // 2)
+    fit(capsys, "--ckpt_path", "last")
+    assert "step-00000006.ckpt is damaged (its table of contents cannot be read" in caplog.text
+    assert "going on from run/checkpoints/step-00000004.ckpt" in caplog.text
+    events = [event for event in read_events(cut) if event["event"] in ("resume", "damaged")]
+    assert [(event["event"], event["step"]) for event in events] == [("resume", 4), ("damaged", 4)]
+    one, other = saved(whole)["state_dict"], saved(cut)["state_dict"]
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_damaged_file_is_refused_and_another_named(cut, capsys):
+    newest = cut / "checkpoints" / "step-00000006.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    assert main(["fit", *COMMON, "--run", "run", "--ckpt_path", str(newest)]) == 2
+    assert "resume with --ckpt_path run/checkpoints/step-00000004.ckpt." in capsys.readouterr().err
+
+
+def test_best_is_resumed_and_validated(here, capsys):
+    config = {"trainer": {"callbacks": [
+        {"class_path": "lit_cpt.callbacks.PhaseSwitchCallback"}, {
+            "class_path": "lit_cpt.callbacks.RunCheckpointCallback", "init_args": {"monitor": "val/a/loss"}}]}}
+    (here / "best.yaml").write_text(yaml.safe_dump(config))
+    fit(capsys, "--config", "best.yaml")
+    best = os.readlink(here / "run" / "checkpoints" / "best.ckpt")
+    assert main(["validate", *COMMON, "--run", "run", "--ckpt_path", "best"]) == 0
+    losses = {line.split()[0]: float(line.split()[1]) for line in capsys.readouterr().out.splitlines()[2:]}
+    reader = EventAccumulator(str(here / "run"))
+    reader.Reload()
+    values = {point.step: point.value for point in reader.Scalars("val/a/loss")}
+    assert best == f"step-{min(values, key=values.get):08d}.ckpt"
+    assert losses["a"] == pytest.approx(min(values.values()), abs=1e-4)
+
+
+BREAKER = '''
+import errno
+from lightning.pytorch import Callback
+from lit_cpt.checkpoints import WholeCheckpointIO
+
+class Break(Callback):
+    """Fails after a step."""
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 7 and not trainer.ckpt_path:
+            raise ArithmeticError("as told")
+
+class FullDisk(WholeCheckpointIO):
+    """Has room for the checkpoints up to a step."""
+    step = 4
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        if checkpoint["global_step"] > self.step:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        super().save_checkpoint(checkpoint, path, storage_options)
+'''
+
+
+@pytest.fixture
+def breaker(here, monkeypatch):
+    """A module `breaker` with what fails."""
+    (here / "breaker.py").write_text(BREAKER)
+    monkeypatch.syspath_prepend(str(here))
+    yield here
+    sys.modules.pop("breaker", None)
+
+
+def test_a_run_that_fails_says_how_to_resume_from_what_was_saved(whole, breaker, capsys):
+    option = "--trainer.callbacks+=breaker.Break"
+    assert main(["fit", *COMMON, "--run", "run", option]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert "ArithmeticError: as told" in said
+    assert said[-1] == f"resume with: lit-cpt fit {' '.join(COMMON)} --run run {option} --ckpt_path last"
+    assert main(["fit", *COMMON, "--run", "run", option, "--ckpt_path", "last"]) == 0
+    assert [(event["event"], event["step"]) for event in read_events(breaker / "run")][:2] == [
+        ("start", 0), ("resume", 7)]
+    one, other = saved(whole)["state_dict"], saved(breaker / "run")["state_dict"]
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_a_full_disk_loses_nothing_and_says_how_to_go_on(breaker, capsys):
+    assert main(["fit", *COMMON, "--run", "run", "--trainer.plugins=breaker.FullDisk"]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2].startswith("lit-cpt fit: the disk is full ([Errno 28] No space left on device: 'run/checkpoints/")
+    assert said[-2].endswith("). Free some space and go on where the newest whole checkpoint is.")
+    assert said[-1].endswith("--ckpt_path last")
+    assert not [line for line in said if "Traceback" in line]
+    fit(capsys, "--ckpt_path", "last")
+    assert [(event["event"], event["step"]) for event in read_events(breaker / "run")][:2] == [
+        ("start", 0), ("resume", 4)]
+
+
+def test_a_disk_that_was_full_from_the_start_lets_the_same_command_run_again(breaker, capsys, monkeypatch):
+    import breaker as module
+
+    monkeypatch.setattr(module.FullDisk, "step", 0)
+    command = ["fit", *COMMON, "--run", "run", "--trainer.plugins=breaker.FullDisk"]
+    assert main(command) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("lit-cpt fit: the disk is full (")
+    assert said.endswith("). Free some space and run the same command again.")
+    monkeypatch.setattr(module.FullDisk, "step", STEPS)
+    assert main(command) == 0
+
+
+# Arguments -----------------------------------------------------------------------------------------------------
+
+
+def test_fields_that_may_change_are_gathered_however_they_are_spelled():
+    assert gathered(["fit", "--run", "x"]) == ["fit", "--run", "x"]
+    assert gathered(["fit", "--allow-change", "a", "--run", "x", "--allow_change=b", "--allow_change", "[c, d]"]) == [
+        "fit", "--run", "x", '--allow_change=["a", "b", "c", "d"]']
+    for words in (["--allow-change"], ["--allow-change", "--run"], ["--allow_change="]):
+        with pytest.raises(ValueError, match="--allow-change names no FIELD, such as data.seed"):
+            gathered(["fit", *words])
+
+
+def test_the_command_to_resume_is_the_one_that_was_given():
+    assert resume_command(["fit", "--ckpt_path", "x", "--a", "b c", "--ckpt_path=y"]) == (
+        "lit-cpt fit --a 'b c' --ckpt_path last")

@@ -68,8 +68,9 @@ def blended_dataset(stock: CombinedStreamingDataset, names: Sequence[str] | None
     if len(names) != len(datasets) or len(set(names)) != len(names):
         raise ValueError(f"names={list(names)} must be {len(datasets)} different names, one for each dataset in their "
                          "order.")
-    return BlendedStreamingDataset(dict(zip(names, datasets, strict=True)), dict(zip(names, weights or (), strict=True)),
-                                   seed=stock._seed, window=window, shuffle=bool(datasets[0].shuffle))
+    shares = dict(zip(names, weights or (), strict=True))
+    return BlendedStreamingDataset(dict(zip(names, datasets, strict=True)), shares, seed=stock._seed, window=window,
+                                   shuffle=bool(datasets[0].shuffle))
 
 
 def check_stock_dataset(stock: CombinedStreamingDataset) -> None:
@@ -77,8 +78,8 @@ def check_stock_dataset(stock: CombinedStreamingDataset) -> None:
     if isinstance(stock, BlendedStreamingDataset):
         raise ValueError("blended() was given a BlendedStreamingDataset, which is exact already: use it as it is.")
     if stock._iterate_over_all:
-        raise ValueError("CombinedStreamingDataset(iterate_over_all=True) goes through all data once and has no weights "
-                         "to take over: build it with weights=[...] and iterate_over_all=False.")
+        raise ValueError("CombinedStreamingDataset(iterate_over_all=True) goes through all data once and has no "
+                         "weights to take over: build it with weights=[...] and iterate_over_all=False.")
     if stock._batching_method != "stratified":
         raise ValueError(f"batching_method={stock._batching_method!r} cannot be taken over: our batches are drawn "
                          "sample by sample. Build the dataset with batching_method='stratified'.")

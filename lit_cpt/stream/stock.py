@@ -37,16 +37,16 @@ class StockStream(SnapshotStream):
         """Refuse weights by name, or another number of them than there are datasets."""
         count = len(self.loader.dataset._datasets)
         if isinstance(weights, Mapping):
-            raise ValueError(f"weights name {', '.join(weights)}, but the datasets of litdata's CombinedStreamingDataset "
-                             f"have no names: give a list of {count} in their order, or make the loader ours with "
-                             "lit_cpt.stream.blended(loader, names=[...]).")
+            raise ValueError(f"weights name {', '.join(weights)}, but the datasets of litdata's "
+                             f"CombinedStreamingDataset have no names: give a list of {count} in their order, or make "
+                             "the loader ours with lit_cpt.stream.blended(loader, names=[...]).")
         if len(weights) != count:
-            raise ValueError(f"weights={list(weights)} are {len(weights)}, but the CombinedStreamingDataset has {count} "
-                             "datasets: give one for each, in their order.")
+            raise ValueError(f"weights={list(weights)} are {len(weights)}, but the CombinedStreamingDataset has "
+                             f"{count} datasets: give one for each, in their order.")
 
     def set_weights(self, weights: Weights) -> None:
         """Have the next iterator draw by ``weights``."""
-        self.loader.dataset._weights = [float(weight) / sum(weights) for weight in weights]
+        self.loader.dataset._weights = [float(weight) for weight in weights]
 
     def start(self, saved: dict[str, Any] | None, weights: Weights | None) -> None:
         """Say what these parts cannot do, then go on."""
@@ -90,5 +90,5 @@ def switched_stream(trainer: Any) -> TrainStream:
 def check_stock(dataset: Any) -> None:
     """Refuse a combined dataset that has no weights to switch."""
     if dataset._iterate_over_all:
-        raise ValueError("CombinedStreamingDataset(iterate_over_all=True) goes through all data once and has no weights "
-                         "to switch: build it with weights=[...] and iterate_over_all=False.")
+        raise ValueError("CombinedStreamingDataset(iterate_over_all=True) goes through all data once and has no "
+                         "weights to switch: build it with weights=[...] and iterate_over_all=False.")

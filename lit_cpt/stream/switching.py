@@ -86,8 +86,10 @@ class BlendedStream(TrainStream):
             self.loader.dataset.history.ordered(weights)
 
     def start(self, saved: dict[str, Any] | None, weights: Weights | None) -> None:
-        """Go on at ``saved`` also where Lightning has dropped it (its issue 20550)."""
-        if saved is not None and self.loader.state_dict() != saved:
+        """Go on at ``saved`` also where Lightning has dropped it (its issue 20550); a new loader has no history."""
+        if saved is None and weights is not None:
+            self.switch(weights)
+        elif saved is not None and self.loader.state_dict() != saved:
             self.loader.load_state_dict(saved)
 
     def switch(self, weights: Weights) -> None:
@@ -240,7 +242,7 @@ class SnapshotStream(TrainStream):
 
 
 def found_switchable(loader: Any) -> Any:
-    """The object with ``set_weights`` in ``loader``: itself, its dataset, sampler or batch sampler; None without one."""
+    """The object with ``set_weights`` in ``loader``: itself, its dataset or a sampler; None without one."""
     held = [loader, *(getattr(loader, place, None) for place in PLACES)]
     return next((each for each in held if hasattr(each, "set_weights")), None)
 
