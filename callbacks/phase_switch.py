@@ -83,9 +83,10 @@ class PhaseSwitchCallback(Callback):
             raise ValueError(f"the checkpoint has begun phase {self.switches[-1]['phase']!r}, but this recipe has only "
                              f"{len(self.phases)} after the first: resume with the recipe that the run began with.")
         self.eta_peak = max(self.eta_peak, rate(trainer))
-        self.take_hold(trainer, self.saved_loader)
-        if isinstance(self.stream, BlendedStream):
-            self.plan_ahead(trainer, pl_module, self.stream.loader)
+        stream = self.take_hold(trainer, self.saved_loader)
+        stream.tell_limits()
+        if isinstance(stream, BlendedStream):
+            self.plan_ahead(trainer, pl_module, stream.loader)
         self.saved_loader, self.saved_stream, self.epoch_ended = None, {}, False
         self.forget_value(trainer)  # what a resumed run has found in its checkpoint was looked at before that
         if self.waiting and self.due(trainer, pl_module):
@@ -195,13 +196,14 @@ class PhaseSwitchCallback(Callback):
 
     # How ---------------------------------------------------------------------------------------------
 
-    def take_hold(self, trainer: Trainer, saved: dict[str, Any] | None) -> None:
+    def take_hold(self, trainer: Trainer, saved: dict[str, Any] | None) -> TrainStream:
         """Find out how the loader is switched, and bring it to the phase that has begun."""
-        self.stream = switched_stream(trainer)
+        self.stream = stream = switched_stream(trainer)
         for phase in self.phases:
-            self.stream.check(self.given(phase))
-        self.stream.load_state(self.saved_stream)
-        self.stream.start(saved, self.given(self.phases[len(self.switches) - 1]) if self.switches else None)
+            stream.check(self.given(phase))
+        stream.load_state(self.saved_stream)
+        stream.start(saved, self.given(self.phases[len(self.switches) - 1]) if self.switches else None)
+        return stream
 
     def given(self, phase: Phase) -> Weights:
         """The phase's weights in the shape they were given in."""

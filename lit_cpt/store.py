@@ -159,7 +159,7 @@ class ChunkStore:
                 self._woken()
 
     def close(self) -> None:
-        """Let go of everything and end the threads; the store begins anew when it is asked again."""
+        """Let go of everything and end the threads, once what they fetch has come; it begins anew when asked again."""
         if self._owner == os.getpid():
             self.abandon()
             with self._changed:

@@ -123,7 +123,7 @@ def test_a_run_interrupted_and_resumed_by_the_printed_command_ends_bit_identical
     assert process.returncode == 1, said
     [stop] = [event for event in read_events(work / "runs" / "cut") if event["event"] == "stop"]
     assert INTERRUPT <= stop["step"] < STEPS
-    assert f"stopped at step {stop['step']}; saved runs/cut/checkpoints/last.ckpt" in said
+    assert f"stopped at step {stop['step']}; saved runs/cut/checkpoints/step-{stop['step']:08d}.ckpt" in said
     assert "Traceback" not in said
     [resume] = [line.removeprefix("resume with: ") for line in said.splitlines() if line.startswith("resume with: ")]
     assert resume == f"lit-cpt fit {' '.join(FIT)} --run runs/cut --ckpt_path last"

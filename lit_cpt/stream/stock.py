@@ -48,8 +48,8 @@ class StockStream(SnapshotStream):
         """Have the next iterator draw by ``weights``."""
         self.loader.dataset._weights = [float(weight) for weight in weights]
 
-    def start(self, saved: dict[str, Any] | None, weights: Weights | None) -> None:
-        """Say what these parts cannot do, then go on."""
+    def tell_limits(self) -> None:
+        """Warn of what these parts cannot do."""
         limits = [*ALWAYS]
         if self.loader.num_workers > 1:
             limits.insert(0, MANY_WORKERS % self.loader.num_workers)
@@ -57,7 +57,6 @@ class StockStream(SnapshotStream):
             limits.append(MANY_RANKS % self.trainer.world_size)
         log.warning("the train loader is litdata's own: %s. Cure: train on lit_cpt.stream.blended(loader, "
                     "total_batches=...), which keeps sources and weights.", "; ".join(limits))
-        super().start(saved, weights)
 
     def epoch_begins(self) -> None:
         """Begin anew: having been set back in the epoch before, litdata would go on from there once more."""

@@ -49,6 +49,9 @@ class TrainStream:
     def check(self, weights: Weights) -> None:
         """Refuse, before anything is trained, weights that this stream could not take later."""
 
+    def tell_limits(self) -> None:
+        """Say, once in a run, what this stream cannot do, and the cure."""
+
     def start(self, saved: dict[str, Any] | None, weights: Weights | None) -> None:
         """Training begins, or goes on from the ``saved`` loader state with ``weights``, if a phase has begun."""
 
@@ -207,6 +210,8 @@ class SnapshotStream(TrainStream):
         if saved is not None:
             self.rewind(saved)
         else:
+            if weights is not None:
+                fetch_anew(self.trainer)
             self.snapshots = {trained_batches(self.trainer) + fetched_ahead(self.trainer): self.snapshot()}
 
     def snapshot(self) -> Any:
@@ -231,8 +236,8 @@ class SnapshotStream(TrainStream):
         """Set the weights, and go back to the last trained batch if the epoch has more."""
         self.set_weights(weights)
         state = self.snapshots.get(trained_batches(self.trainer))
-        if epoch_goes_on(self.trainer) and state is not None:
-            self.rewind(state)
+        if epoch_goes_on(self.trainer):
+            self.rewind(self.snapshot() if state is None else state)  # None if nothing is trained yet
 
     def repair(self, checkpoint: dict[str, Any]) -> None:
         """Save the state of the last trained batch, not of the last fetched one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,14 +84,15 @@ def inherits(node: ast.ClassDef, ours: set[str]) -> bool:
                for base in node.bases)
 
 
-def own_names(trees: dict[str, ast.Module]) -> set[str]:
-    """Private names that the package itself gives: to functions, classes, constants and attributes of self."""
-    ours = {node.name for tree in trees.values() for node in classes(tree)}
-    inherited = {method for tree in trees.values() for node in classes(tree) if inherits(node, ours)
+def own_names(trees: Iterable[ast.Module], ours: set[str]) -> set[str]:
+    """Private names given here: to functions, classes, variables, attributes of self, and methods called on self."""
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    inherited = {method for node in nodes if isinstance(node, ast.ClassDef) and inherits(node, ours)
                  for method in node.body}
+    called = {node.attr for node in nodes if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "self"}
     names = set()
-    for node in (node for tree in trees.values() for node in ast.walk(tree)):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node not in inherited:
+    for node in nodes:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and (node not in inherited or node.name in called):
             names.add(node.name)
         elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
             names.add(node.attr)
@@ -100,29 +101,38 @@ def own_names(trees: dict[str, ast.Module]) -> set[str]:
     return names
 
 
-def foreign_names(tree: ast.Module, own: set[str]) -> Iterator[tuple[str, int]]:
-    """Private names of other packages in a file, each with its line: attributes, imports, overrides and strings."""
+def foreign_names(tree: ast.Module, own: set[str], here: set[str]) -> Iterator[tuple[str, int]]:
+    """Private names of other packages in a file, each with its line: attributes, imports, overrides and strings.
+
+    Args:
+        tree: The file.
+        own: Names that the package gives: an attribute of self that is called so is its own.
+        here: Names that this file gives: so is any other attribute.
+    """
     pieces = {piece for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for piece in node.values}
     for node in ast.walk(tree):
         found: list[str] = []
+        known = here
         if isinstance(node, ast.Attribute):
-            found = [node.attr]
+            found, holder = [node.attr], ast.unparse(node.value)
+            known = own if holder in ("self", "cls") else set() if holder == "super()" else here
         elif isinstance(node, ast.ImportFrom) and not (node.module or "").startswith("lit_cpt"):
-            found = [alias.name for alias in node.names]
+            found, known = [alias.name for alias in node.names], set()
         elif isinstance(node, ast.FunctionDef):
             found = [node.name]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in pieces:
-            found = [node.value]
-        yield from ((name, node.lineno) for name in found if private(name) and name not in own | PYTHONS_OWN)
+            found = [node.value] if not node.value.endswith("_") else []
+        yield from ((name, node.lineno) for name in found if private(name) and name not in known | PYTHONS_OWN)
 
 
 def uses() -> dict[str, list[str]]:
     """Private name of another package -> where the package uses it."""
     trees = sources()
-    own = own_names(trees)
+    ours = {node.name for tree in trees.values() for node in classes(tree)}
+    own = own_names(trees.values(), ours)
     found: dict[str, list[str]] = {}
     for file, tree in trees.items():
-        for name, line in foreign_names(tree, own):
+        for name, line in foreign_names(tree, own, own_names([tree], ours)):
             found.setdefault(name, []).append(f"{file}:{line}")
     return found
 
@@ -159,11 +169,14 @@ from upstream import Parent, _imported
 class Mine(Parent):
     def _overridden(self):
         self._mine = 1
+        self._method()
         super()._parents()
         thing._deep._mine
+    def _method(self): pass
         getattr(thing, "_asked")
         f"{self}_piece"
 """
     tree = ast.parse(text)
-    names = {name for name, _ in foreign_names(tree, own_names({"file": tree}))}
+    own = own_names([tree], {"Mine"})
+    names = {name for name, _ in foreign_names(tree, own, own)}
     assert names == {"_imported", "_overridden", "_parents", "_deep", "_asked"}

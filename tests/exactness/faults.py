@@ -94,7 +94,10 @@ def append(path: Path, values: dict[str, Any]) -> None:
 
 
 class Recorder(Callback):
-    """Writes what is trained, one line a step and rank, as soon as the weights have changed.
+    """Writes what is trained, for each step and rank: the samples before the update, and the weights right after it.
+
+    Before, because a rank may be killed in its update when its gradient is in the others' weights already; and right
+    after, because a later hook might not be reached.
 
     Args:
         folder: Where ``rankN.jsonl`` and, at the end, ``final.pt`` are written.
@@ -105,7 +108,7 @@ class Recorder(Callback):
         self.heads: list[Any] = []
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        """Write right behind the optimizer's update: a later hook might not be reached."""
+        """Look at the weights whenever the optimizer has written them."""
         parameters = list(module.parameters())
 
         def note(optimizer: Any, *_: Any) -> None:
@@ -114,12 +117,18 @@ class Recorder(Callback):
                 state = optimizer.state[parameter]
                 for tensor in (parameter, state["exp_avg"], state["exp_avg_sq"], state["step"]):
                     digest.update(tensor.detach().cpu().numpy().tobytes())
-            append(self.folder / f"rank{trainer.global_rank}.jsonl", {
-                "attempt": attempt(), "rank": trainer.global_rank, "world": trainer.world_size,
-                "step": trainer.global_step + 1, "heads": self.heads, "eta": optimizer.param_groups[0]["lr"],
-                "digest": digest.hexdigest()[:16]})
+            self.write(trainer, digest=digest.hexdigest()[:16])
 
         trainer.optimizers[0].register_step_post_hook(note)
+
+    def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+        """Write the samples whose gradients the update is made of, all ranks' by now."""
+        self.write(trainer, world=trainer.world_size, heads=self.heads, eta=optimizer.param_groups[0]["lr"])
+
+    def write(self, trainer: Any, **values: Any) -> None:
+        """Add a line about the step that is being made."""
+        append(self.folder / f"rank{trainer.global_rank}.jsonl",
+               {"attempt": attempt(), "rank": trainer.global_rank, "step": trainer.global_step + 1, **values})
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         """Collect the names of a step's micro-batches."""

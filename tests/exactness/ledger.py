@@ -1,8 +1,9 @@
 """The ledger of a run: which samples every optimizer step was trained on, and the judgement of it.
 
-A run writes one line for each trained step and rank (`faults.Recorder`). It is killed and resumed as often as a
-scenario likes; each process is an *attempt*. What a killed attempt trained after the last whole checkpoint is lost
-with it and trained again, so the *effective* run is, for each step, what the last attempt that made it trained.
+A run writes down each step of each rank (`faults.Recorder`): the samples, and the weights after them. It is killed
+and resumed as often as a scenario likes; each process (or group of ranks) is an *attempt*. What a killed attempt
+trained after the last whole checkpoint is lost with it and trained again, so the *effective* run is, for each step,
+what the last attempt that made it trained.
 
 Everything here is pure: no torch, no Lightning, no process.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 Name = tuple[int, int]  # (source, row) of a block
@@ -29,7 +30,7 @@ class Line:
         step: Number of the step, from 1.
         names: Samples of each of its micro-batches.
         eta: Learning rate it was made with.
-        digest: Hash of weights and AdamW moments after it.
+        digest: Hash of weights and AdamW moments after it; empty if the rank did not come to the end of its update.
     """
 
     attempt: int
@@ -38,7 +39,7 @@ class Line:
     step: int
     names: tuple[tuple[Name, ...], ...]
     eta: float
-    digest: str
+    digest: str = ""
 
     @property
     def samples(self) -> list[Name]:
@@ -70,10 +71,14 @@ class Verdict:
 
 
 def parse(text: str, vocabulary: int = 64) -> list[Line]:
-    """Lines of a ledger file; blocks name themselves (`conftest.named_block`)."""
-    lines = []
+    """Lines of one rank; blocks name themselves (`conftest.named_block`)."""
+    lines: list[Line] = []
     for raw in text.splitlines():
         values = json.loads(raw)
+        if "digest" in values:  # of the step that the line before began
+            assert (values["attempt"], values["step"]) == (lines[-1].attempt, lines[-1].step), raw
+            lines[-1] = replace(lines[-1], digest=values["digest"])
+            continue
         names = tuple(tuple((head[0], (head[1] * vocabulary + head[2]) * vocabulary + head[3]) for head in micro_batch)
                       for micro_batch in values.pop("heads"))
         lines.append(Line(names=names, **values))
@@ -86,11 +91,12 @@ def read(folder: Path) -> list[Line]:
 
 
 def together(lines: Iterable[Line]) -> dict[tuple[int, int], list[Line]]:
-    """(attempt, step) -> its lines, rank by rank."""
+    """(attempt, step) -> its lines, rank by rank; without steps that no rank has made."""
     groups: dict[tuple[int, int], list[Line]] = {}
     for line in lines:
         groups.setdefault((line.attempt, line.step), []).append(line)
-    return {key: sorted(group, key=lambda line: line.rank) for key, group in sorted(groups.items())}
+    return {key: sorted(group, key=lambda line: line.rank) for key, group in sorted(groups.items())
+            if any(line.digest for line in group)}
 
 
 def is_whole(group: Sequence[Line]) -> bool:
@@ -136,7 +142,7 @@ def judge(lines: Sequence[Line], ideal: Sequence[Name], steps: int,
     for (_attempt, step), group in groups.items():
         problem = wrong_samples(group, ideal[(step - 1) * batch : step * batch])
         verdict.faults += [problem] if problem else []
-        if len({line.digest for line in group}) > 1:
+        if len({line.digest for line in group if line.digest}) > 1:
             verdict.faults.append(f"attempt {group[0].attempt}, step {step}: the ranks' weights differ")
     verdict.faults += [f"step {step} lacks a rank" for step, group in last.items() if not is_whole(group)]
     trained = Counter(name for group in last.values() for line in group for name in line.samples)
@@ -173,18 +179,19 @@ def check_attempts(verdict: Verdict, made: Sequence[tuple[int, int]],
 def compare(verdict: Verdict, lines: Sequence[Line], reference: Sequence[Line], bits: bool = True) -> None:
     """Compare every step with an uninterrupted run: the rate, and with ``bits`` weights and moments to the last bit."""
     wanted = {line.step: line for line in reference if line.rank == 0}
-    for line in lines:
-        if line.step not in wanted:
-            verdict.faults.append(f"attempt {line.attempt} made step {line.step}, which the uninterrupted run has not")
-            continue
-        if line.eta != wanted[line.step].eta:
-            verdict.faults.append(f"attempt {line.attempt}, step {line.step}: eta {line.eta!r}, uninterrupted "
-                                  f"{wanted[line.step].eta!r}")
-        if bits:
-            verdict.compared += 1
-            verdict.identical += line.digest == wanted[line.step].digest
-    first = next((line for line in sorted(lines, key=lambda line: (line.attempt, line.step))
-                  if bits and line.step in wanted and line.digest != wanted[line.step].digest), None)
-    if first is not None:
+    lines = sorted((line for line in lines if line.digest), key=lambda line: (line.attempt, line.step))
+    extra = sorted({line.step for line in lines} - set(wanted))
+    verdict.faults += [f"the uninterrupted run has no steps {extra}"] if extra else []
+    lines = [line for line in lines if line.step in wanted]
+    rates = [line for line in lines if line.eta != wanted[line.step].eta]
+    if rates:
+        first = rates[0]
+        verdict.faults.append(f"{len(rates)} steps made at another rate, the first in attempt {first.attempt}, step "
+                              f"{first.step}: eta {first.eta!r}, uninterrupted {wanted[first.step].eta!r}")
+    if not bits:
+        return
+    unlike = [line for line in lines if line.digest != wanted[line.step].digest]
+    verdict.compared, verdict.identical = len(lines), len(lines) - len(unlike)
+    if unlike:
         verdict.faults.append(f"weights or moments differ from the uninterrupted run's first at attempt "
-                              f"{first.attempt}, step {first.step}")
+                              f"{unlike[0].attempt}, step {unlike[0].step}")

@@ -131,8 +131,8 @@ class Run:
     @property
     def reached(self) -> int:
         """The last step that was trained."""
-        last = max((line.attempt for line in self.lines), default=0)
-        return max((line.step for line in self.lines if line.attempt == last), default=0)
+        made = [(line.attempt, line.step) for line in self.lines if line.digest]
+        return max(made, default=(0, 0))[1]
 
     def write_config(self, shape: Shape) -> None:
         """Write ``run.yaml``: what differs from base and hardware/cpu."""

@@ -98,7 +98,7 @@ def test_a_run_that_goes_on_past_its_end_is_seen():
     extra = replace(line(STEPS), step=STEPS + 1)
     judged = verdict([*WHOLE, extra])
     assert judged.duplicated == BATCH
-    assert "attempt 1 made step 11, which the uninterrupted run has not" in judged.faults
+    assert "the uninterrupted run has no steps [11]" in judged.faults
 
 
 def test_a_rank_that_is_lacking_is_seen():
@@ -110,6 +110,18 @@ def test_a_rank_that_is_lacking_is_seen():
 def test_a_kill_between_two_ranks_is_no_fault():
     cut = attempt(1, 1, 6, world=2)[:-1]
     assert verdict([*cut, *attempt(2, 5, STEPS, world=2)]).faults == []
+
+
+def test_a_rank_that_is_killed_in_its_update_has_given_its_gradient_to_the_others():
+    lines = attempt(1, 1, 6, world=2)
+    lines[-1] = replace(lines[-1], digest="")
+    assert verdict([*lines, *attempt(2, 7, STEPS, world=2)]).faults == []
+
+
+def test_a_step_that_no_rank_came_to_the_end_of_is_not_made():
+    begun = [replace(one, digest="") for one in attempt(1, 7, 7, world=2)]
+    assert verdict([*attempt(1, 1, 6, world=2), *begun, *attempt(2, 7, STEPS, world=2)]).faults == []
+    assert verdict([*attempt(1, 1, 6, world=2), *begun, *attempt(2, 8, STEPS, world=2)]).missed == BATCH
 
 
 def test_ranks_that_part_are_seen():
@@ -137,6 +149,9 @@ def test_another_learning_rate_is_seen_even_where_bits_may_differ():
 
 
 def test_lines_are_read_as_they_were_written():
-    raw = {"attempt": 2, "rank": 1, "world": 2, "step": 7, "heads": [[[2, 0, 1, 3]], [[0, 1, 0, 0]]], "eta": 0.25,
-           "digest": "0f"}
-    assert parse(json.dumps(raw)) == [Line(2, 1, 2, 7, (((2, 67),), ((0, 4096),)), 0.25, "0f")]
+    step = {"attempt": 2, "rank": 1, "step": 7}
+    began = {**step, "world": 2, "heads": [[[2, 0, 1, 3]], [[0, 1, 0, 0]]], "eta": 0.25}
+    line = Line(2, 1, 2, 7, (((2, 67),), ((0, 4096),)), 0.25)
+    text = json.dumps(began)
+    assert parse(text) == [line]
+    assert parse(f"{text}\n{json.dumps({**step, 'digest': '0f'})}") == [replace(line, digest="0f")]
