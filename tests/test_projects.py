@@ -222,7 +222,5 @@ def test_two_ranks_of_a_stock_loader_switch_together_share_nothing_and_resume(so
         assert sum(source for batch in diary[8:] for source, _ in batch) > 8
     every = [block for batch in [*first, *second] for block in batch]
     assert len(set(every)) == 64
-    for step in (5, 10):
-        (one, two), _ = run_ranks(tmp_path / f"from{step}", *data, "--ckpt_path",
-                                  tmp_path / "whole" / "ckpt" / f"step={step}.ckpt")
-        assert (one, two) == (first[step:], second[step:])
+    (one, two), _ = run_ranks(tmp_path / "rest", *data, "--ckpt_path", tmp_path / "whole" / "ckpt" / "step=10.ckpt")
+    assert (one, two) == (first[10:], second[10:])

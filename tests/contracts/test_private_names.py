@@ -167,12 +167,13 @@ def test_the_search_sees_attributes_imports_overrides_strings_and_super():
     text = """
 from upstream import Parent, _imported
 class Mine(Parent):
+    def _method(self):
+        pass
     def _overridden(self):
         self._mine = 1
         self._method()
         super()._parents()
         thing._deep._mine
-    def _method(self): pass
         getattr(thing, "_asked")
         f"{self}_piece"
 """

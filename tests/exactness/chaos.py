@@ -188,9 +188,10 @@ def scenarios(kills: int, seed: int, per_run: int = KILLS_PER_RUN) -> Iterator[S
     ]
     master = random.Random(seed)
     deck: list[str] = []
-    for number in range(-(-kills // per_run)):
+    runs = -(-kills // per_run)
+    for number in range(runs):
         recipe, shards, shapes = kinds[number % len(kinds)]
-        count = min(per_run, kills - number * per_run)
+        count = kills * (number + 1) // runs - kills * number // runs
         while len(deck) < count:
             fresh = list(PLACES)
             master.shuffle(fresh)
