@@ -52,7 +52,7 @@ class PhaseSwitchCallback(Callback):
     def __init__(self, weights: Mapping[str, float] | Sequence[float] | None = None,
                  eta_over_eta_max: float | None = None, eta: float | None = None, step: int | None = None,
                  metric: str | None = None, eta_max: float | None = None, checkpoint: bool | None = None) -> None:
-        self.phases: list[Phase] = []
+        self.phases: Sequence[Phase] = ()
         self.named = weights is None or isinstance(weights, Mapping)
         given = {"eta_over_eta_max": eta_over_eta_max, "eta": eta, "step": step, "metric": metric}
         if weights is not None:

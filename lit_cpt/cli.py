@@ -96,6 +96,10 @@ def explain(error: BaseException, command: str) -> int:
         print(f"lit-cpt {command}: the disk is full ({error}). Free some space and {again}", file=sys.stderr)
         say_how_to_resume(error)
         return 1
+    if type(error).__name__ == "Unreachable":  # remote.Unreachable, out of this process or of a loader's worker
+        print(f"lit-cpt {command}: {str(error).rsplit('Unreachable: ', 1)[-1].strip()}", file=sys.stderr)
+        say_how_to_resume(error)
+        return 1
     if is_users(error):
         print(f"lit-cpt {command}: {error}", file=sys.stderr)
         return 2

@@ -10,7 +10,7 @@ import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from itertools import takewhile
 from typing import Any
@@ -213,7 +213,8 @@ class Recipe:
     Args:
         token_horizon: Tokens to train on ("300B"); the curve ends there.
         curve: Learning rate over progress.
-        phases: At least one; each later one has a trigger, and they begin in the order written.
+        phases: At least one; each later one has a trigger, and they begin in the order written. (A tuple, for a
+            config's list of phases then replaces an earlier config's; jsonargparse would merge two lists.)
         optimizer: AdamW's settings.
 
     Raises:
@@ -222,11 +223,12 @@ class Recipe:
 
     token_horizon: int | str
     curve: Curve
-    phases: list[Phase]
+    phases: tuple[Phase, ...]
     optimizer: AdamW = field(default_factory=AdamW)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_horizon", parse_count(self.token_horizon, "token_horizon"))
+        object.__setattr__(self, "phases", tuple(self.phases))
         if self.horizon == 0:
             raise ValueError("token_horizon=0 trains on nothing: give a count such as 300B.")
         check_phases(self.phases)
@@ -316,7 +318,7 @@ class Recipe:
         return described
 
 
-def check_phases(phases: list[Phase]) -> None:
+def check_phases(phases: Sequence[Phase]) -> None:
     """Refuse a list of phases that says no order of events."""
     if not phases:
         raise ValueError("a recipe needs at least one phase: {name: general, blend: {weights: {...}}}.")

@@ -56,6 +56,15 @@ def test_the_plan_printed_is_the_plan(here, capsys):
     assert printed(capsys, *RUN).rstrip() == render(plan(RECIPE, BATCH, SIZES)).rstrip()
 
 
+def test_a_later_configs_phases_replace_an_earlier_ones(here, capsys):
+    phases = [{"name": "one", "blend": {"weights": {"a": 1.0}}},
+              {"name": "two", "blend": {"weights": {"b": 1.0}}, "when": {"fraction": 0.5}}]  # as many, another trigger
+    (here / "mine.yaml").write_text(yaml.safe_dump({"recipe": {"phases": phases}}))
+    told = json.loads(printed(capsys, *RUN, "--config", "mine.yaml", "--json"))
+    assert [(phase["name"], phase["when"]) for phase in told["phases"]] == [("one", None), ("two", "fraction=0.5")]
+    assert json.loads(printed(capsys, *RUN, "--recipe.phases", json.dumps(phases), "--json")) == told
+
+
 def test_the_plan_as_json_is_the_plan(here, capsys):
     told = json.loads(printed(capsys, *RUN, "--json"))
     assert told == json.loads(json.dumps(plan(RECIPE, BATCH, SIZES).describe()))

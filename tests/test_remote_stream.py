@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -144,6 +145,19 @@ def test_expired_credentials_end_the_run_at_once_and_say_so(uploaded, object_sto
     object_store.fail(EXPIRED)
     with pytest.raises(Unreachable, match="ExpiredToken.*Renew the credentials"):
         next(iter(loader))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_store_that_refuses_is_one_line_on_the_command_line(uploaded, object_store, tmp_path, capsys, workers):
+    data = {"sources": uploaded, "sequence_length": LENGTH, "global_batch": GLOBAL, "workers": workers, "window": 1,
+            "remote": {"cache": str(tmp_path / "cache"), "storage_options": object_store.options()}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump({"recipe": RECIPE.describe(), "data": data}))
+    object_store.fail(replace(EXPIRED, match="chunk-"))
+    assert main(["data", "check", str(tmp_path / "run.yaml"), "--steps", "2"]) == 1
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("lit-cpt data: s3://sources/")
+    assert ("ExpiredToken" in told) == (workers == 0)  # a forked worker's client asks by HEAD, which has no body
+    assert "Renew the credentials" in told
 
 
 @pytest.mark.slow

@@ -166,9 +166,8 @@ def drawn_fault(random_: random.Random, place: str, shape: Shape, reached: int, 
 def taken(places: list[str], reached: int, switches: Sequence[int]) -> str:
     """The next of ``places``, taken out; one in a switch waits until a switch is near, or nothing else is left."""
     near = any(reached < switch <= reached + 8 for switch in switches[1:])
-    fits = [place for place in places if (place in IN_SWITCH) == near] or places
-    places.remove(fits[0])
-    return fits[0]
+    fits = [index for index, place in enumerate(places) if (place in IN_SWITCH) == near]
+    return places.pop(fits[0] if fits else 0)
 
 
 def scenarios(kills: int, seed: int, per_run: int = KILLS_PER_RUN) -> Iterator[Scenario]:

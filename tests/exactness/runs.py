@@ -207,14 +207,16 @@ class Run:
         return False
 
     def strike(self, process: subprocess.Popen[bytes] | Child, fault: Fault | None, passed: float) -> float:
-        """When the fault struck; a fault from ``outside`` strikes here. 0 if it has not yet."""
+        """When the fault struck; a fault from ``outside`` strikes here. 0 if it has not yet.
+
+        From outside it strikes ``delay`` after its step; in step 0, while the run starts, or at its first step.
+        """
         if fault is None:
             return 0.0
         if fault.place != "outside":
             return time.monotonic() if any(one["attempt"] == self.attempts for one in self.fired) else 0.0
-        if fault.step and not any(line.attempt == self.attempts and line.step >= fault.step for line in self.lines):
-            return 0.0
-        if not fault.step and passed < fault.delay:
+        made = any(line.attempt == self.attempts and line.step >= fault.step for line in self.lines)
+        if not made and (fault.step or passed < fault.delay):
             return 0.0
         time.sleep(fault.delay if fault.step else 0.0)
         if process.poll() is not None:
