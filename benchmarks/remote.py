@@ -2,7 +2,8 @@
 
 A real S3 protocol server (moto) on the loopback, behind a proxy that answers after 50 ms and sends 20 MB/s on each
 connection. Blocks of 2049 int32 tokens, 128 in a chunk; 8 shards read a chunk each at random, a batch has 32 blocks
-and computes for 20 ms. moto is no S3: what this measures is whether look-ahead hides delays of that size.
+and computes for 20 ms. moto is no S3: what this measures is whether look-ahead hides delays of that size. Then four
+nodes, one after another, read a blend through the stream itself: how much more than its own part does each fetch?
 
     python benchmarks/remote.py [--quick] [--json FILE]
 """
@@ -29,24 +30,26 @@ from lit_cpt.manifest import Manifest, Split, TokenizerFacts
 from lit_cpt.remote import RemoteSource, Storage, stage_metadata
 from lit_cpt.shelf import chunks_of
 from lit_cpt.store import ChunkStore, forget, live_set
+from lit_cpt.stream import BlendedStreamingDataset, Remote, Staging
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from object_store import Fault, ObjectStore
 
 BLOCK, PER_CHUNK, SHARDS, BATCH = 2049, 128, 8, 32
 COMPUTE_SECONDS = 0.020
+NODES, MANY_CHUNKS = 4, 160  # a cut goes through a chunk: expect about 1 + SHARDS / MANY_CHUNKS
 DELAY, RATE = 0.050, 20e6
 
 
-def write_source(folder: Path, chunks: int) -> Path:
+def write_source(folder: Path, chunks: int, per_chunk: int = PER_CHUNK) -> Path:
     """A prepared source of random tokens."""
-    cache = Cache(str(folder), chunk_size=PER_CHUNK * BLOCK, item_loader=TokensLoader())
+    cache = Cache(str(folder), chunk_size=per_chunk * BLOCK, item_loader=TokensLoader())
     generator = np.random.default_rng(1)
-    for index in range(chunks * PER_CHUNK):
+    for index in range(chunks * per_chunk):
         cache._add_item(index, torch.from_numpy(generator.integers(0, 50_000, BLOCK, np.int32)))
     cache.done()
     cache.merge()
-    split = Split(chunks * PER_CHUNK * BLOCK, chunks * PER_CHUNK, chunks)
+    split = Split(chunks * per_chunk * BLOCK, chunks * per_chunk, chunks)
     tokenizer = TokenizerFacts("none", "0" * 64, 50_000, "<eos>", 0)
     Manifest(tokenizer, "int32", split, Split(0, 0, 0), 0, 0, (), (), {}, {}).save(folder)
     return folder
@@ -128,6 +131,25 @@ def hold_microseconds(url: str, server: ObjectStore) -> float:
     return seconds * 100
 
 
+def fetched_over_trained(server: ObjectStore, sources: dict[str, str], node: int) -> float:
+    """Bytes that one of `NODES` nodes fetches for 1.5 epochs of the big source, over those it trains on."""
+    server.heal()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:  # a last chunk may still be on its way
+        remote = Remote(cache, "64MB", server.options())
+        folders = remote.staged(sources)
+        opened = {name: StreamingDataset(folder, item_loader=TokensLoader(block_size=BLOCK))
+                  for name, folder in folders.items()}
+        stream = BlendedStreamingDataset(opened, {"web": 0.9, "qa": 0.1}, window=1, shards=SHARDS,
+                                         staging=Staging(sources, folders, remote))
+        stream.rank, stream.world_size, stream.batch_size = node, NODES, 8
+        count = int(1.5 * stream.blocks["web"] / 0.9) // NODES // 8 * 8
+        samples = iter(stream)
+        for _ in range(count):
+            next(samples)
+        samples.close()
+    return sum(request.bytes for request in server.requests("chunk-")) / (count * BLOCK * 4)
+
+
 def main() -> None:
     """All arms in turn."""
     settings = parser(__doc__).parse_args()
@@ -150,16 +172,22 @@ def main() -> None:
             return statistics.mean(warm)
 
         means = alternate({arm: lambda arm=arm: mean(arm) for arm in arms}, rounds)
+        sizes = {"web": MANY_CHUNKS, "qa": MANY_CHUNKS // 8}
+        many = {source: server.upload(write_source(Path(name) / f"many-{source}", count, 16), f"benchmark/many-{source}")
+                for source, count in sizes.items()}
+        nodes = {f"node {node}": [fetched_over_trained(server, many, node)] for node in range(NODES)}
         holds = alternate({"hold and release": lambda: hold_microseconds(url, server)}, rounds)
     show(f"ms until a batch of {BATCH} is read once the first window is over, mean", means)
     show("chunks that were waited for, share", waits)
     show("ms of the longest such wait", longest)
+    show(f"bytes fetched over bytes trained on, {NODES} nodes, {SHARDS} shards, {MANY_CHUNKS} chunks", nodes)
     show("us for a chunk that is held", holds, "{:.1f}")
     computed = 1000 * COMPUTE_SECONDS
     write(settings.json, {"remote.longest_wait_over_batch": statistics.median(longest["look-ahead"]) / computed,
                           "remote.mean_read_over_batch": statistics.median(means["look-ahead"]) / computed,
                           "remote.longest_wait_over_batch_alone":
                               statistics.median(longest["no look-ahead"]) / computed,
+                          "remote.bytes_ratio": max(ratio for [ratio] in nodes.values()),
                           "remote.hold_microseconds": statistics.median(holds["hold and release"])},
           ("litdata", "obstore", "moto"))
 
