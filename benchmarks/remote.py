@@ -173,7 +173,7 @@ def main() -> None:
 
         means = alternate({arm: lambda arm=arm: mean(arm) for arm in arms}, rounds)
         sizes = {"web": MANY_CHUNKS, "qa": MANY_CHUNKS // 8}
-        many = {source: server.upload(write_source(Path(name) / f"many-{source}", count, 16), f"benchmark/many-{source}")
+        many = {source: server.upload(write_source(Path(name) / f"many-{source}", count, 16), f"many/{source}")
                 for source, count in sizes.items()}
         nodes = {f"node {node}": [fetched_over_trained(server, many, node)] for node in range(NODES)}
         holds = alternate({"hold and release": lambda: hold_microseconds(url, server)}, rounds)

@@ -85,6 +85,11 @@ class Result:
     folder: str = ""
 
     @property
+    def kills(self) -> int:
+        """The faults that were kills; the others are SIGTERM, errors, and killed loader processes."""
+        return sum(fault["action"].startswith("kill") for fault in self.fired)
+
+    @property
     def passed(self) -> bool:
         """Whether the run was exact."""
         return not self.faults
@@ -281,9 +286,9 @@ def row(result: Result) -> dict[str, Any]:
                        + short[fault["action"]] for fault in result.fired)
     return {"run": result.scenario.number, "layout": result.scenario.layout, "phases": result.scenario.setup.recipe,
             "shards": result.scenario.setup.shards,
-            "kills": len(result.fired), "attempts": result.attempts, "again": result.verdict.retrained,
+            "faults": len(result.fired), "kills": result.kills, "attempts": result.attempts, "again": result.verdict.retrained,
             "twice": result.verdict.duplicated, "missed": result.verdict.missed, "weights": result.weights,
-            "exact": "yes" if result.passed else "NO", "s": round(result.seconds), "faults": struck}
+            "exact": "yes" if result.passed else "NO", "s": round(result.seconds), "where": struck}
 
 
 def chaos(kills: int, seed: int, folder: Path, jobs: int = 2, only: int | None = None,
@@ -316,10 +321,10 @@ def summary(results: Sequence[Result]) -> str:
     for kind, group in [*groups.items(), ("all", list(results))]:
         tried = sum(len(result.fired) for result in group)
         survived = sum(len(result.fired) for result in group if result.passed)
-        table.append([kind, len(group), tried, survived, sum(result.verdict.duplicated for result in group),
+        table.append([kind, len(group), tried, sum(result.kills for result in group), survived, sum(result.verdict.duplicated for result in group),
                       sum(result.verdict.missed for result in group),
                       f"{sum(r.verdict.identical for r in group):,} of {sum(r.verdict.compared for r in group):,}"])
-    return tabulate(table, ["runs of", "runs", "kills tried", "survived", "duplicated", "missed",
+    return tabulate(table, ["runs of", "runs", "faults", "of them kills", "survived", "duplicated", "missed",
                             "steps identical to the last bit"])
 
 
@@ -339,7 +344,7 @@ def main() -> int:
     results = chaos(given.kills, given.seed, folder, given.jobs, given.only, given.forked)
     print(f"\n{summary(results)}\n")
     if given.json:
-        given.json.write_text(json.dumps([{**row(one), "fired": one.fired, "faults": one.faults,
+        given.json.write_text(json.dumps([{**row(one), "fired": one.fired, "wrong": one.faults,
                                            "verdict": asdict(one.verdict)} for one in results], indent=1))
     tried = sum(len(result.fired) for result in results)
     survived = sum(len(result.fired) for result in results if result.passed)
