@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
+from lit_cpt.blends import mixed
 from lit_cpt.counters import set_progress, validation_due, validation_pending
 from lit_cpt.events import append_event, read_events
 from lit_cpt.identity import Identity, accepted_changes, identity_of
@@ -153,8 +154,10 @@ class ContinuedPretraining(pl.LightningModule):
             self.give_back_max_steps()
 
     def on_train_batch_start(self, batch: torch.Tensor, batch_idx: int) -> None:
-        """The validation before this batch, if there was one, is behind us."""
+        """The validation before this batch is behind us; dropout draws by the batch's number, so a resume draws alike."""
         self.validated = False
+        seed = getattr(self.trainer.datamodule, "seed", 0)  # type: ignore[attr-defined]
+        torch.manual_seed(mixed(seed, batch_idx, self.trainer.global_rank))
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         """Loss of one micro-batch."""

@@ -277,6 +277,16 @@ def test_a_warm_start_takes_the_moments_and_not_the_clock(logged, sources, tiny,
     assert diary.etas == [recipe_of().eta_at(step * TOKENS) for step in (0, 1)]
 
 
+def test_a_model_with_dropout_ends_alike_whole_and_resumed(sources, tiny, tmp_path):
+    dropping = {**tiny, "attention_dropout": 0.5}
+    whole, cut, plain = (module_of({**tiny, **more}) for more in (dropping, dropping, {}))
+    fit(whole, data_of(sources, micro_batch=2), tmp_path, SaveAt(tmp_path, 4))
+    fit(cut, data_of(sources, micro_batch=2), tmp_path, resume=tmp_path / "step-4.ckpt")
+    fit(plain, data_of(sources, micro_batch=2), tmp_path)
+    assert same_weights(whole, cut)
+    assert not same_weights(whole, plain)
+
+
 def test_a_resumed_run_keeps_its_own_moments(sources, tiny, tmp_path):
     given = {"architecture": tiny, "optimizer_state": str(tmp_path / "gone.ckpt")}
     ended = module_of(tiny)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,6 +33,7 @@ class BlendedDataLoader(StreamingDataLoader):
                              "Leave persistent_workers out.")
         if not isinstance(dataset, BlendedStreamingDataset):
             raise ValueError(f"dataset is a {type(dataset).__name__}; it must be a BlendedStreamingDataset.")
+        kwargs["worker_init_fn"] = partial(begin_worker, kwargs.get("worker_init_fn"))
         super().__init__(dataset, batch_size=batch_size, **kwargs)
         self.total_batches = total_batches
         self.rebuilds = 0
@@ -103,6 +106,16 @@ class BlendedDataLoader(StreamingDataLoader):
         """Go on where `state_dict` was taken, whatever the world size and the number of workers."""
         self.dataset.restore(obj)
         self.rebuilds += 1
+
+
+def begin_worker(then: Callable[[int], object] | None, worker: int) -> None:
+    """Let a worker outlive the first SIGTERM: schedulers send it to every process, and the run still reads a step.
+
+    The second one ends it, such as torch's own when the loader is closed.
+    """
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL) and None)
+    if then is not None:
+        then(worker)
 
 
 def collate(blocks: list[Any]) -> torch.Tensor:

@@ -285,8 +285,8 @@ def row(result: Result) -> dict[str, Any]:
     struck = ", ".join(" ".join(filter(None, [fault["place"], fault["detail"]])) + f"@{fault['step']}"
                        + short[fault["action"]] for fault in result.fired)
     return {"run": result.scenario.number, "layout": result.scenario.layout, "phases": result.scenario.setup.recipe,
-            "shards": result.scenario.setup.shards,
-            "faults": len(result.fired), "kills": result.kills, "attempts": result.attempts, "again": result.verdict.retrained,
+            "shards": result.scenario.setup.shards, "faults": len(result.fired), "kills": result.kills,
+            "attempts": result.attempts, "again": result.verdict.retrained,
             "twice": result.verdict.duplicated, "missed": result.verdict.missed, "weights": result.weights,
             "exact": "yes" if result.passed else "NO", "s": round(result.seconds), "where": struck}
 
@@ -321,7 +321,8 @@ def summary(results: Sequence[Result]) -> str:
     for kind, group in [*groups.items(), ("all", list(results))]:
         tried = sum(len(result.fired) for result in group)
         survived = sum(len(result.fired) for result in group if result.passed)
-        table.append([kind, len(group), tried, sum(result.kills for result in group), survived, sum(result.verdict.duplicated for result in group),
+        table.append([kind, len(group), tried, sum(result.kills for result in group), survived,
+                      sum(result.verdict.duplicated for result in group),
                       sum(result.verdict.missed for result in group),
                       f"{sum(r.verdict.identical for r in group):,} of {sum(r.verdict.compared for r in group):,}"])
     return tabulate(table, ["runs of", "runs", "faults", "of them kills", "survived", "duplicated", "missed",

@@ -71,10 +71,9 @@ def test_a_signal_saves_the_step_at_hand_and_nothing_is_trained_twice(play):
                    (shape, Fault("backward", 22, "int-all")), (shape, Fault("decided", 30, "term-all")), (shape, None),
                    lost=0)
     assert [end.status for end in ends] == [1, 1, 1, 1, 0]
-    for end, step in zip(ends, (7, 17, 22), strict=False):
+    for end, step in zip(ends, (7, 17, 22, 30), strict=False):
         assert f"stopped at step {step}" in end.output
         assert re.search(r"resume with: lit-cpt fit .*--run run .*--ckpt_path last", end.output)
-    assert "resume with: lit-cpt fit" in ends[3].output  # the loaders' processes die of a SIGTERM that they get too
 
 
 def test_an_error_in_a_step_costs_at_most_what_a_kill_costs(play, bench):
