@@ -169,4 +169,4 @@ def test_a_run_outlasts_an_outage_of_30_seconds(local, uploaded, object_store, t
     with caplog.at_level(logging.WARNING):
         names = [name_of(block) for batch in itertools.islice(loader, 60 * GLOBAL) for block in batch]
     assert names == [name for step in here for name in step]
-    assert "store unreachable since" in caplog.text
+    assert "store unreachable for" in caplog.text
