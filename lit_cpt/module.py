@@ -154,8 +154,8 @@ class ContinuedPretraining(pl.LightningModule):
             self.give_back_max_steps()
 
     def on_train_batch_start(self, batch: torch.Tensor, batch_idx: int) -> None:
-        """The validation before this batch is behind us; dropout draws by the batch's number, so a resume draws alike."""
-        self.validated = False
+        """Let dropout draw by the batch's number, so that a resumed run draws alike."""
+        self.validated = False  # the validation before this batch, if there was one, is behind us
         seed = getattr(self.trainer.datamodule, "seed", 0)  # type: ignore[attr-defined]
         torch.manual_seed(mixed(seed, batch_idx, self.trainer.global_rank))
 

@@ -63,7 +63,8 @@ def test_the_version_is_printed(capsys):
 
 
 @pytest.mark.parametrize(("command", "option"), [
-    ("prepare", "--text_template"), ("plan", "--plot"), ("data", "--steps"), ("fit", "--data.global_batch"), ("validate", "--ckpt_path"),
+    ("prepare", "--text_template"), ("plan", "--plot"), ("data", "--steps"), ("fit", "--data.global_batch"),
+    ("validate", "--ckpt_path"),
     ("report", "--control"), ("quickstart", "--short")])
 def test_every_command_has_help(command, option, capsys):
     assert main([command, "--help"]) == 0
