@@ -1,0 +1,90 @@
+"""Programs the model wrote: scored by a sandbox while generation goes on, in place of the hub's `code_eval`."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+
+class Sandbox(Protocol):
+    """What runs a program; `lit_cpt.sandbox.Sandbox` does. A verdict has ``passed`` and ``reason``."""
+
+    def submit(self, candidate: str, test: str, prompt: str = "", entry_point: str = "") -> Future[Any]:
+        """Start a program; the future holds its verdict."""
+        ...
+
+
+class NoSandbox(RuntimeError):
+    """A family runs what the model wrote, and there is nothing to run it in."""
+
+
+def digest(candidate: str, test: str) -> str:
+    """What a program and its test are known by."""
+    return hashlib.sha256(f"{len(candidate)} {candidate}{test}".encode()).hexdigest()
+
+
+def pass_at(k: int, tried: int, right: int) -> float:
+    """Unbiased estimate that one of ``k`` programs is right, of which ``right`` of ``tried`` were.
+
+    >>> pass_at(1, 4, 1), pass_at(2, 2, 1)
+    (0.25, 1.0)
+    """
+    return 1.0 - math.comb(tried - right, k) / math.comb(tried, k)
+
+
+class ProgramScorer:
+    """Stands where lm-eval's tasks expect ``evaluate.load("code_eval")``.
+
+    Args:
+        sandbox: Runs the programs; None while tasks are loaded, when upstream tries the scorer on a toy.
+    """
+
+    def __init__(self, sandbox: Sandbox | None = None) -> None:
+        self.sandbox = sandbox
+        self.running: dict[str, Future[Any]] = {}
+        self.verdicts: dict[str, bool] = {}
+
+    def start(self, candidate: str, test: str, prompt: str = "", entry_point: str = "") -> None:
+        """Start a program now; `compute` asks for its verdict later."""
+        key = digest(candidate, test)
+        if self.sandbox is not None and key not in self.running and key not in self.verdicts:
+            self.running[key] = self.sandbox.submit(candidate, test, prompt, entry_point)
+
+    def finish(self) -> dict[str, bool]:
+        """Wait for every program that was started; returns their verdicts by digest.
+
+        Raises:
+            NoSandbox: The sandbox could not try a program.
+        """
+        running, self.running = self.running, {}
+        found = {}
+        for key, future in running.items():
+            verdict = future.result()
+            if str(getattr(verdict, "reason", "")).startswith("unavailable"):
+                raise NoSandbox(f"the sandbox did not try a program: {verdict.reason}. See `Sandbox.preflight()`.")
+            found[key] = bool(verdict.passed)
+        self.verdicts |= found
+        return found
+
+    def verdict(self, candidate: str, test: str) -> bool:
+        """Whether a program passes; runs it if nobody has."""
+        key = digest(candidate, test)
+        if key not in self.verdicts:
+            self.start(candidate, test)
+            self.finish()
+        return self.verdicts.get(key, False)
+
+    def compute(self, references: Sequence[str], predictions: Sequence[Sequence[str]], k: Sequence[int] = (1,),
+                **_: Any) -> tuple[dict[str, float], dict[int, list[bool]]]:
+        """``pass@k`` as the hub's ``code_eval`` gives it, and the verdicts by problem."""
+        found = {index: [self.verdict(one, reference) for one in tried]
+                 for index, (tried, reference) in enumerate(zip(predictions, references, strict=True))}
+        rates = {}
+        for count in k:
+            values = [pass_at(count, len(one), sum(one)) for one in found.values() if len(one) >= count]
+            if values:
+                rates[f"pass@{count}"] = math.fsum(values) / len(values)
+        return rates, found

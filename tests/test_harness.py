@@ -1,0 +1,174 @@
+"""Families, results and the mirror: what is known of an evaluation before torch is."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness_world import build_mirror, whole_mirror
+
+from lit_cpt.harness import FAMILIES, Family, FamilyResult, Results, Score, family
+from lit_cpt.harness.families import LANGUAGES, mgsm_tasks
+from lit_cpt.harness.mirror import MANIFEST, check, data_hash, fetch, mmlu_subjects, needs, read_configs, write_manifest
+from lit_cpt.harness.results import mean_score
+
+
+def test_the_families_use_the_papers_shots():
+    assert {name: one.shots for name, one in FAMILIES.items()} == {"mmlu": 5, "hellaswag": 0, "humaneval": 0, "mgsm": 8}
+    assert FAMILIES["mgsm"].tasks == ("mgsm_native_cot_es", "mgsm_native_cot_ja", "mgsm_native_cot_th")
+
+
+def test_all_languages_of_mgsm_can_be_asked_for():
+    assert len(family("mgsm:all").tasks) == len(LANGUAGES) == 11
+    assert family("mgsm:fr+de").tasks == ("mgsm_native_cot_fr", "mgsm_native_cot_de")
+    assert family("mgsm:fr").shots == 8
+
+
+def test_any_other_name_is_a_task_at_its_own_settings():
+    assert family("arc_easy") == Family("arc_easy", ("arc_easy",))
+
+
+def test_an_unknown_language_is_refused():
+    with pytest.raises(ValueError, match="mgsm has no language xx; it has bn, de, .*Write 'mgsm:es"):
+        family("mgsm:es+xx")
+    with pytest.raises(ValueError, match="no language \\(none given\\)"):
+        mgsm_tasks([])
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"tasks": ()}, "family 'x' has no tasks"),
+    ({"tasks": ("a",), "shots": -1}, "family 'x' has shots=-1; give 0 or more"),
+    ({"tasks": ("a",), "max_gen_toks": 0}, "family 'x' has max_gen_toks=0; give 1 or more"),
+])
+def test_a_family_that_cannot_be_run_cannot_be_made(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Family("x", **settings)
+
+
+def test_the_vocabulary_of_evaluation_imports_without_torch():
+    code = ("import sys, lit_cpt.harness, lit_cpt.harness.mirror\n"
+            "print([name for name in ('torch', 'lm_eval', 'datasets') if name in sys.modules])")
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False,
+                         cwd=Path(__file__).parent.parent)
+    assert (ran.returncode, ran.stdout.strip()) == (0, "[]"), ran.stderr
+
+
+# Results -----------------------------------------------------------------------------------------------
+
+
+def test_a_mean_comes_with_its_standard_error():
+    values = [0.0, 1.0, 1.0, 0.0, 1.0]
+    score = mean_score(values)
+    spread = sum((value - 0.6) ** 2 for value in values) / 4
+    assert score.value == pytest.approx(0.6)
+    assert score.stderr == pytest.approx(math.sqrt(spread / 5))
+    assert (mean_score([]), mean_score([0.5])) == (Score(None, None, 0), Score(0.5, None, 1))
+
+
+def test_results_tell_their_scores_and_turn_into_json():
+    one = FamilyResult("mmlu", scores={"mmlu/acc": Score(0.25, 0.1, 4), "mmlu/x": Score(None, None, 0)},
+                       documents={"mmlu_anatomy": {"doc_id": [0.0], "bits_per_byte": [math.nan]}},
+                       counts={"nonfinite": 2}, seconds={"total": 3.0})
+    results = Results({"mmlu": one})
+    assert results.scalars() == {"mmlu/acc": 0.25, "mmlu_ok": 1.0, "mmlu_seconds": 3.0, "mmlu_nonfinite": 2.0}
+    assert results["mmlu"].value("mmlu/acc") == 0.25
+    assert results.ok
+    assert list(results) == ["mmlu"]
+    written = json.loads(json.dumps(results.to_dict(), allow_nan=False))
+    assert written["families"]["mmlu"]["documents"]["mmlu_anatomy"]["bits_per_byte"] == [None]
+    with pytest.raises(KeyError, match="mmlu \\(ok\\) has no score 'mmlu/f1'; it has mmlu/acc, mmlu/x"):
+        one.value("mmlu/f1")
+
+
+# The mirror --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return whole_mirror(tmp_path_factory.mktemp("whole") / "mirror")
+
+
+@pytest.fixture
+def mirror(whole, tmp_path):
+    return Path(shutil.copytree(whole, tmp_path / "mirror"))
+
+
+def test_a_whole_mirror_has_no_problems(mirror):
+    assert check(mirror) == []
+    assert len(mmlu_subjects()) == 57
+    assert set(needs()) == {repository for one in FAMILIES.values() for repository in one.repositories}
+
+
+def test_check_names_what_is_missing(mirror, tmp_path):
+    assert "is not a folder" in check(tmp_path / "nowhere")[0]
+    shutil.rmtree(mirror / "Rowan")
+    (mirror / "cais/mmlu/anatomy/test-00000-of-00001.parquet").unlink()
+    problems = " ".join(check(mirror))
+    assert "Rowan/hellaswag is missing" in problems
+    assert "cais/mmlu has no files for split 'test' of 'anatomy'" in problems
+    assert "anatomy/test-00000-of-00001.parquet is in the manifest but not in the mirror" in problems
+    assert check(mirror, ["juletxara/mgsm"]) == []
+
+
+def test_check_finds_a_changed_file_and_one_that_was_added(mirror):
+    first, second = sorted((mirror / "juletxara/mgsm/es").glob("*.parquet"))
+    shutil.copy(first, second)
+    shutil.copy(first, mirror / "juletxara/mgsm/es/extra.parquet")
+    problems = check(mirror)
+    assert any("train-00000-of-00001.parquet has sha256" in problem for problem in problems)
+    assert any("extra.parquet is not in the manifest" in problem for problem in problems)
+    (mirror / MANIFEST).unlink()
+    assert any(f"{MANIFEST} is missing" in problem for problem in check(mirror))
+
+
+def test_a_repository_without_a_header_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="README.md is missing"):
+        read_configs(tmp_path)
+    (tmp_path / "README.md").write_text("# nothing\n")
+    with pytest.raises(ValueError, match="README.md has no configs: header"):
+        read_configs(tmp_path)
+
+
+def test_the_hash_of_a_repository_follows_its_content(mirror):
+    before = data_hash(mirror, "juletxara/mgsm")
+    assert before == data_hash(mirror, "juletxara/mgsm")
+    first, second = sorted((mirror / "juletxara/mgsm/es").glob("*.parquet"))
+    shutil.copy(first, second)
+    assert data_hash(mirror, "juletxara/mgsm") != before
+
+
+def test_fetch_brings_the_repositories_and_writes_the_manifest(whole, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(name, *, repo_type, revision, local_dir, allow_patterns):
+        asked.append((name, repo_type, revision, tuple(allow_patterns)))
+        shutil.copytree(whole / name, local_dir)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    path = fetch(tmp_path / "new", revisions={"cais/mmlu": "abc"})
+    assert check(tmp_path / "new") == []
+    assert json.loads(path.read_text()) == json.loads((whole / MANIFEST).read_text())
+    assert asked[0] == ("cais/mmlu", "dataset", "abc", ("README.md", "*/dev-*.parquet", "*/test-*.parquet"))
+
+
+def test_fetch_refuses_what_the_families_cannot_read(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    few = build_mirror(tmp_path / "few")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download",
+                        lambda name, *, local_dir, **_: shutil.copytree(few / name, local_dir))
+    with pytest.raises(ValueError, match="not what the families read: cais/mmlu lacks config 'abstract_algebra'"):
+        fetch(tmp_path / "new", ["cais/mmlu"])
+
+
+def test_the_manifest_forgets_files_that_are_gone(mirror):
+    shutil.rmtree(mirror / "Rowan")
+    write_manifest(mirror, ["juletxara/mgsm"])
+    assert not [name for name in json.loads((mirror / MANIFEST).read_text()) if name.startswith("Rowan")]
