@@ -121,7 +121,7 @@ def compare(name: str, family: Family, limit: int, rounds: int, data: Path, mode
         def measured() -> float:
             seconds = cpu(lambda: ask(model, tokenizer, requests))
             answers[who] = [one.resps[0] for kind in KINDS for one in requests.instances(kind)]
-            scored = score_family(family.name, requests, set(), False)
+            scored = score_family(family, requests, set(), False)
             accuracies[who].add(str({key: round(score.value or 0.0, 6) for key, score in scored.scores.items()
                                      if key.startswith((f"{family.name}/", "mgsm_"))}))
             return seconds

@@ -19,6 +19,8 @@ from lit_cpt.counters import validation_due
 
 log = logging.getLogger(__name__)
 
+BEFORE_THE_END = ("switch", "evaluation")  # asked for while callbacks are still being told of a batch's end
+
 
 class RunCheckpointCallback(Checkpoint):
     """Writes ``checkpoints/step-00001000.ckpt`` and so on, each whole or not at all; ``last.ckpt`` names the newest.
@@ -125,15 +127,20 @@ class RunCheckpointCallback(Checkpoint):
 
     def save_step(self, trainer: Trainer, reason: str) -> Path:
         """Save the step that was made, unless it is saved; see `lit_cpt.checkpoints.save_now`."""
+        if reason not in BEFORE_THE_END:
+            self.write_step(trainer, reason)
+        elif self.asked != "switch":  # until `answer`: other callbacks may not have seen the batch's end
+            self.asked = reason
+        return step_path(folder_of(trainer), trainer.global_step)
+
+    def write_step(self, trainer: Trainer, reason: str) -> None:
+        """Save it now."""
         step = trainer.global_step
-        path = step_path(folder_of(trainer), step)
-        if reason == "switch" and self.asked is None:
-            self.asked = reason  # until `answer`: other callbacks may not have seen the batch's end
-            return path
         if step != self.saved_step:
             self.saved_step = step  # also if it fails: no second try of the same step
             self.enlist(step, reason)
             began = time.monotonic()
+            path = step_path(folder_of(trainer), step)
             save(trainer, path)
             if trainer.is_global_zero:
                 for logger in trainer.loggers:
@@ -142,13 +149,12 @@ class RunCheckpointCallback(Checkpoint):
         elif step in self.steps:
             self.enlist(step, reason)
         self.retain(trainer)
-        return path
 
     def answer(self, trainer: Trainer) -> None:
         """Save what was asked for while other callbacks had not seen the batch's end."""
         if self.asked is not None:
-            self.save_step(trainer, self.asked)
-            self.asked = None
+            asked, self.asked = self.asked, None
+            self.write_step(trainer, asked)
 
     def enlist(self, step: int, reason: str) -> None:
         """Note a checkpoint, and whether it stays for good; before it is written, for it holds these notes."""

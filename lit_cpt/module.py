@@ -249,6 +249,14 @@ class ContinuedPretraining(pl.LightningModule):
     # Checkpoints -----------------------------------------------------------------------------------
 
     @property
+    def origin(self) -> dict[str, Any]:
+        """What tells how to build the model anew, and whose tokenizer it has."""
+        config = getattr(self.model, "config", None)
+        place = self.pretrained or self.architecture
+        return {"architecture": config.to_dict() if config is not None else None,
+                "tokenizer": place if isinstance(place, str) else None}
+
+    @property
     def own_identity(self) -> Identity:
         """What a resume must agree with, read once."""
         if self.identity is None:
@@ -263,7 +271,7 @@ class ContinuedPretraining(pl.LightningModule):
             summed = trainer.strategy.reduce(summed.to(self.device), reduce_op="mean")
         checkpoint["lit_cpt"] = {
             "recipe": self.recipe.describe(), "identity": self.own_identity, "tokens_seen": self.tokens_seen,
-            "sequence_length": batch.sequence_length, "global_batch": batch.global_batch}
+            "sequence_length": batch.sequence_length, "global_batch": batch.global_batch, **self.origin}
         checkpoint["lit_cpt_state"] = {
             "summed_loss": float(summed), "summed_steps": self.summed_steps, "published": dict(self.published),
             "validation_pending": validation_pending(trainer, self.validated)}

@@ -16,12 +16,15 @@ Moments = dict[str, dict[str, torch.Tensor]]
 PREFIX = "model."  # the attribute under which the LightningModule holds the HF model
 
 
-def build_model(pretrained: str | None, architecture: str | dict[str, Any] | None) -> nn.Module:
-    """A causal language model in fp32: from a pretrained folder or hub name, or newly initialised.
+def build_model(pretrained: str | None, architecture: str | dict[str, Any] | None,
+                dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A causal language model: from a pretrained folder or hub name, or newly initialised.
 
     Args:
         pretrained: Folder or hub name with weights.
         architecture: Folder, hub name or values of a config (with ``model_type``) for random weights.
+        dtype: Of its weights. To train, they are fp32: a master copy below it would lose updates at learning rates of
+            1e-5, and precision is the Trainer's matter.
 
     Raises:
         ValueError: Not exactly one of the two, or it cannot be read.
@@ -31,16 +34,15 @@ def build_model(pretrained: str | None, architecture: str | dict[str, Any] | Non
     if (pretrained is None) == (architecture is None):
         raise ValueError(f"pretrained={pretrained!r} and architecture={architecture!r}: give exactly one, a model to "
                          "continue or a config to initialise at random.")
-    # A master copy below fp32 would lose updates at learning rates of 1e-5: precision is the Trainer's matter.
     try:
         if pretrained is not None:
-            return AutoModelForCausalLM.from_pretrained(pretrained, dtype=torch.float32)
+            return AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype)
         if isinstance(architecture, dict):
             values = dict(architecture)
             config = AutoConfig.for_model(values.pop("model_type", None), **values)
         else:
             config = AutoConfig.from_pretrained(str(architecture))
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
     except (OSError, ValueError) as error:
         given = f"pretrained={pretrained!r}" if pretrained else f"architecture={architecture!r}"
         reason = str(error).strip().splitlines()[0]

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    "units schedules blends events manifest documents intervals shelf sandbox",
+    "units schedules occasions blends events manifest documents intervals shelf sandbox",
     "recipe shards remote",
     "plan orders identity store",
     "stream prepare parallel weights report checkpoints counters",

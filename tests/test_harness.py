@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from harness_world import build_mirror, whole_mirror
 
-from lit_cpt.harness import FAMILIES, Family, FamilyResult, Results, Score, family
+from lit_cpt.harness import FAMILIES, Effort, Family, FamilyResult, Results, Score, Suite, family
 from lit_cpt.harness.families import LANGUAGES, mgsm_tasks
 from lit_cpt.harness.mirror import MANIFEST, check, data_hash, fetch, mmlu_subjects, needs, read_configs, write_manifest
 from lit_cpt.harness.results import mean_score
@@ -172,3 +173,45 @@ def test_the_manifest_forgets_files_that_are_gone(mirror):
     shutil.rmtree(mirror / "Rowan")
     write_manifest(mirror, ["juletxara/mgsm"])
     assert not [name for name in json.loads((mirror / MANIFEST).read_text()) if name.startswith("Rowan")]
+
+
+# What a config asks -----------------------------------------------------------------------------------------
+
+
+def test_a_suite_gives_families_with_its_settings():
+    suite = Suite(["mmlu", "mgsm:all"], shots={"mmlu": 0}, max_gen_toks={"mgsm": 64}, limit={"mmlu": 20})
+    mmlu, mgsm = suite.families
+    assert (suite.names, mmlu.shots, mgsm.shots, mgsm.max_gen_toks) == (("mmlu", "mgsm"), 0, 8, 64)
+    assert (suite.limit_of("mmlu"), suite.limit_of("mgsm"), suite.whole.limit) == (20, None, None)
+    assert Suite(limit=5).limit_of("hellaswag") == 5
+
+
+def test_the_mirror_comes_from_the_suite_or_the_environment(monkeypatch):
+    monkeypatch.delenv("LIT_CPT_EVAL_DATA", raising=False)
+    assert Suite().root is None
+    monkeypatch.setenv("LIT_CPT_EVAL_DATA", "/data/mirror")
+    assert str(Suite().root) == "/data/mirror"
+    assert str(Suite(data="here").root) == "here"
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"tasks": []}, "leaves nothing to evaluate"),
+    ({"tasks": "mmlu"}, "tasks='mmlu' is one text"),
+    ({"tasks": ["mgsm:es", "mgsm:fr"]}, "names mgsm twice"),
+    ({"limit": 0}, "limit=0 must be 1 or more"),
+    ({"limit": {"mmlu": -3}}, "limit=-3 of mmlu must be 1 or more"),
+    ({"limit": {"mmlv": 3}}, "limit for 'mmlv', which is not evaluated"),
+    ({"shots": {"mmlu": -1}}, "shots=-1 of mmlu must be 0 or more"),
+    ({"max_gen_toks": {"mgsm": 0}}, "max_gen_toks=0 of mgsm must be 1 or more"),
+])
+def test_a_suite_that_makes_no_sense_is_refused(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Suite(**settings)
+
+
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"seconds": 0.0}, "seconds=0.0 must be positive"), ({"token_budget": 0}, "token_budget=0 must be 1 or more"),
+    ({"most_failures": 0}, "most_failures=0 must be 1 or more")])
+def test_an_effort_of_nothing_is_refused(settings, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Effort(**settings)

@@ -39,6 +39,9 @@ def requests(world):
 # Scripted answers on the real task definitions -------------------------------------------------------
 
 
+BY_NAME = {one.name: one for one in SMALL}
+
+
 def oracle(document, task):
     """What a model that knows everything says."""
     if document.asked[0].request_type == "loglikelihood":
@@ -63,7 +66,7 @@ def scores_of(requests, answers):
         for task, documents in one.documents.items():
             for document in documents:
                 give(document.asked, answers(document, task))
-        found |= score_family(name, one, set(), False).scores
+        found |= score_family(BY_NAME[name], one, set(), False).scores
     return found
 
 
@@ -117,11 +120,11 @@ def test_a_group_is_scored_over_the_documents_of_its_tasks(requests):
     for task in list(one.loaded.tasks.values())[1:]:
         group.add(task)
     one.loaded.groups.append(group)
-    scores = score_family("mmlu", one, set(), False).scores
+    scores = score_family(BY_NAME["mmlu"], one, set(), False).scores
     assert scores["mmlu/acc"] == mean_score([0.0] * 12 + [1.0] * 6)
     assert scores["mmlu_some/acc"] == mean_score([0.0] * 6 + [1.0] * 6)
     group.aggregate_metric_list[0].weight_by_size = False
-    score = score_family("mmlu", one, set(), False).scores["mmlu_some/acc"]
+    score = score_family(BY_NAME["mmlu"], one, set(), False).scores["mmlu_some/acc"]
     assert (score.value, score.documents) == (0.5, 12)
     assert score.stderr == pytest.approx(math.hypot(*[mean_score([1.0] * k + [0.0] * (6 - k)).stderr for k in (2, 4)])
                                          / 2)
@@ -134,7 +137,7 @@ def test_documents_without_a_finite_answer_are_counted_and_left_out(requests):
             give(document.asked, oracle(document, "mmlu"))
     first, second = one.documents["mmlu_anatomy"][:2]
     first.asked[2].resps = [(math.nan, False)]
-    scored = score_family("mmlu", one, {id(second.asked[0])}, True)
+    scored = score_family(BY_NAME["mmlu"], one, {id(second.asked[0])}, True)
     assert scored.nonfinite == 2
     assert scored.scores["mmlu_anatomy/acc"].documents == 4
     assert scored.documents["mmlu_anatomy"]["doc_id"] == [2.0, 3.0, 4.0, 5.0]

@@ -5,5 +5,6 @@
 
 from lit_cpt.harness.families import FAMILIES, Family, family
 from lit_cpt.harness.results import FamilyResult, Results, Score
+from lit_cpt.harness.suite import Effort, Suite
 
-__all__ = ["FAMILIES", "Family", "FamilyResult", "Results", "Score", "family"]
+__all__ = ["FAMILIES", "Effort", "Family", "FamilyResult", "Results", "Score", "Suite", "family"]

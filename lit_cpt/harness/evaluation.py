@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +23,7 @@ from lit_cpt.harness.programs import NoSandbox, Sandbox
 from lit_cpt.harness.ranks import RankFailed, Ranks
 from lit_cpt.harness.requests import GENERATES, FamilyRequests, RequestStore
 from lit_cpt.harness.results import FamilyResult, Results
-from lit_cpt.harness.scoring import score_family, start_programs
+from lit_cpt.harness.scoring import chief_metric, score_family, start_programs
 from lit_cpt.harness.tasks import sandboxed_programs
 
 log = logging.getLogger(__name__)
@@ -79,9 +79,10 @@ def at_least_one(**counts: int | None) -> None:
 
 
 def evaluate(model: nn.Module, tokenizer: Any, families: Sequence[str | Family], data: str | Path | None, *,
-             limit: int | None = None, seed: int = 1234, token_budget: int = 16_384, deadline: float | None = None,
-             sandbox: Sandbox | None = None, group: dist.ProcessGroup | None = None, kept: Kept | None = None,
-             options: Options | None = None) -> Results:
+             limit: int | Mapping[str, int] | None = None, seed: int = 1234, token_budget: int = 16_384,
+             deadline: float | None = None, sandbox: Sandbox | None = None, group: dist.ProcessGroup | None = None,
+             kept: Kept | None = None, options: Options | None = None,
+             interrupted: Callable[[], bool] = lambda: False) -> Results:
     """Score ``model`` on ``families``; a family that fails does not disturb the others.
 
     Call it on every rank, outside of `torch.inference_mode`, under the autocast that training has. Scores are the
@@ -94,7 +95,8 @@ def evaluate(model: nn.Module, tokenizer: Any, families: Sequence[str | Family],
         families: ``mmlu``, ``hellaswag``, ``humaneval``, ``mgsm`` (``mgsm:all``, ``mgsm:fr+de``), any name that
             lm-eval knows, or a `Family`.
         data: Root of the mirror; None leaves data to lm-eval (cache or hub).
-        limit: Documents a task (a subject of MMLU, a language of MGSM), sampled by ``seed``; None takes all.
+        limit: Documents a task (a subject of MMLU, a language of MGSM), sampled by ``seed``; one number, or one for
+            each family. None takes all.
         seed: Of the sample; the worked examples in prompts always follow lm-eval's seed.
         token_budget: Tokens a forward; a cache holds four times as many. The one dial for memory and speed.
         deadline: Seconds for all families together. What has no score by then has the status ``timeout``.
@@ -102,6 +104,7 @@ def evaluate(model: nn.Module, tokenizer: Any, families: Sequence[str | Family],
         group: Ranks that share the work, where not all do (tensor parallelism).
         kept: Requests and tokens of earlier evaluations; None takes those of this process.
         options: What is seldom changed.
+        interrupted: Asked now and then on every rank; once it says so, the rest is a ``timeout`` too.
 
     Returns:
         A result for each family.
@@ -110,23 +113,25 @@ def evaluate(model: nn.Module, tokenizer: Any, families: Sequence[str | Family],
         ValueError: A setting is out of range, two families have one name, or the tokenizer has no EOS token.
         RuntimeError: Inside `torch.inference_mode`.
     """
-    at_least_one(limit=limit, token_budget=token_budget)
+    limits = dict(limit) if isinstance(limit, Mapping) else {}
+    at_least_one(limit=None if isinstance(limit, Mapping) else limit, token_budget=token_budget, **limits)
     chosen, asked = options or Options(), [family(one) if isinstance(one, str) else one for one in families]
     refuse_twins(asked)
     kept = KEPT if kept is None else kept
     network, encoder, sharded = Network(model, tokenizer, chosen.window), kept.encoder(tokenizer), is_sharded(model)
     ranks = Ranks(network.device, sharded and not chosen.gather_weights, group,
-                  None if deadline is None else time.monotonic() + deadline)
+                  None if deadline is None else time.monotonic() + deadline, interrupted)
     results = Results(settings={
-        "limit": limit, "seed": seed, "token_budget": token_budget, **asdict(chosen), "window": network.window,
+        "limit": limits or limit, "seed": seed, "token_budget": token_budget, **asdict(chosen), "window": network.window,
         "ranks": ranks.size, "tokenizer": str(tokenizer.name_or_path),
         "versions": {name: version(name) for name in PACKAGES}})
-    sample = Sample(None if data is None else Path(data), limit, seed)
+    folder = None if data is None else Path(data)
     with eval_guard(model), sharded_again(model, chosen.gather_weights):
         if sharded and chosen.gather_weights:
             network.idle()  # gathers the weights, on all ranks together
         for one in asked:
             lm = LiveLM(network, encoder, ranks, token_budget, chosen.most_rows, chosen.share_prefixes)
+            sample = Sample(folder, limits.get(one.name) if isinstance(limit, Mapping) else limit, seed)
             results.families[one.name] = Job(one, sample, lm, kept.requests, sandbox, chosen.bits_per_byte).result()
     return results
 
@@ -263,8 +268,9 @@ class Job:
             with self.lm.ranks.together():
                 mine = scorer.finish()
             scorer.verdicts |= self.lm.ranks.merge(mine)
-        scored = score_family(self.family.name, requests, broken, self.bits)
-        found.scores, found.documents = scored.scores, scored.documents
+        scored = score_family(self.family, requests, broken, self.bits)
+        found.scores, found.documents, found.clusters = scored.scores, scored.documents, scored.clusters
+        found.metric = chief_metric(self.family, scored)
         found.counts["nonfinite"] = scored.nonfinite
         if scored.nonfinite:
             found.status = "nonfinite"

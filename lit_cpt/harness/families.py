@@ -21,6 +21,9 @@ class Family:
             nothing.
         gold: Column with the text of a right answer, for `bits_per_byte`; None takes the task's own target.
         repositories: Dataset repositories the tasks read, which must be in the mirror; empty where unknown.
+        metric: The one that stands for the family, as scores call it; None takes the first that its tasks give.
+        parallel: Whether document n of every task is the same one, such as a problem in several languages.
+        folder: Folder of lm-eval task files that define the tasks; None takes lm-eval's own.
     """
 
     name: str
@@ -29,6 +32,9 @@ class Family:
     max_gen_toks: int | None = None
     gold: str | None = None
     repositories: tuple[str, ...] = ()
+    metric: str | None = None
+    parallel: bool = False
+    folder: str | None = None
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -54,12 +60,13 @@ def mgsm_tasks(languages: Sequence[str]) -> tuple[str, ...]:
 
 
 FAMILIES = {one.name: one for one in (
-    Family("mmlu", ("mmlu",), shots=5, repositories=("cais/mmlu",)),
-    Family("hellaswag", ("hellaswag",), shots=0, repositories=("Rowan/hellaswag",)),
+    Family("mmlu", ("mmlu",), shots=5, repositories=("cais/mmlu",), metric="acc"),
+    Family("hellaswag", ("hellaswag",), shots=0, repositories=("Rowan/hellaswag",), metric="acc_norm"),
     Family("humaneval", ("humaneval",), shots=0, max_gen_toks=1024, gold="canonical_solution",
-           repositories=("openai/openai_humaneval",)),
+           repositories=("openai/openai_humaneval",), metric="pass_at_1"),
     # lm-eval says nothing of MGSM's answers, so its default of 256 tokens would cut Japanese and Thai ones.
-    Family("mgsm", mgsm_tasks(PAPER_LANGUAGES), shots=8, max_gen_toks=512, repositories=("juletxara/mgsm",)),
+    Family("mgsm", mgsm_tasks(PAPER_LANGUAGES), shots=8, max_gen_toks=512, repositories=("juletxara/mgsm",),
+           metric="exact_match_flexible_extract", parallel=True),
 )}
 """The families of the paper, with its shots."""
 

@@ -118,6 +118,14 @@ def data_hash(data: Path, repository: str) -> str:
     return "sha256:" + whole.hexdigest()
 
 
+def folder_hash(folder: Path) -> str:
+    """One hash over the names and contents of all files in a folder of tasks."""
+    whole = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"):
+        whole.update(f"{path.relative_to(folder).as_posix()} {file_digest(path)}\n".encode())
+    return "sha256:" + whole.hexdigest()
+
+
 def describe(data: Path, repositories: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Rows and sha256 of every parquet file, by path in the mirror."""
     import pyarrow.parquet as pq

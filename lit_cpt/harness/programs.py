@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
 
@@ -19,6 +19,39 @@ class Sandbox(Protocol):
 
 class NoSandbox(RuntimeError):
     """A family runs what the model wrote, and there is nothing to run it in."""
+
+
+class LaterSandbox:
+    """A sandbox that is opened when a family first needs one: whoever runs no programs need not have any.
+
+    Args:
+        open_one: Opens it; what it raises is why programs cannot be run.
+    """
+
+    def __init__(self, open_one: Callable[[], Any]) -> None:
+        self.open_one = open_one
+        self.opened: Any = None
+
+    def preflight(self) -> str | None:
+        """Open it and try it out: None, or why programs cannot be run."""
+        try:
+            self.opened = self.opened or self.open_one()
+        except (RuntimeError, OSError) as error:
+            return str(error)
+        problem: str | None = self.opened.preflight()
+        return problem
+
+    def submit(self, candidate: str, test: str, prompt: str = "", entry_point: str = "") -> Future[Any]:
+        """Start a program."""
+        self.opened = self.opened or self.open_one()
+        started: Future[Any] = self.opened.submit(candidate, test, prompt, entry_point)
+        return started
+
+    def close(self) -> None:
+        """End what runs."""
+        if self.opened is not None:
+            self.opened.close()
+            self.opened = None
 
 
 def digest(candidate: str, test: str) -> str:

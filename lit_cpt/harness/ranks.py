@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -53,25 +53,31 @@ class Ranks:
         lockstep: Whether ranks must call the model equally often, because its weights are sharded.
         group: The ranks that split the work (the data-parallel group); None means all of them.
         deadline: `time.monotonic()` at which to stop; None never does.
+        interrupted: Whether somebody asked to stop sooner.
     """
 
     def __init__(self, device: torch.device, lockstep: bool = False, group: dist.ProcessGroup | None = None,
-                 deadline: float | None = None) -> None:
+                 deadline: float | None = None, interrupted: Callable[[], bool] = lambda: False) -> None:
         several = dist.is_available() and dist.is_initialized()
-        self.device, self.group, self.deadline = device, group, deadline
+        self.device, self.group, self.deadline, self.interrupted = device, group, deadline, interrupted
         self.rank = dist.get_rank(group) if several else 0
         self.size = dist.get_world_size(group) if several else 1
         self.lockstep = lockstep and self.size > 1
 
     def late(self) -> bool:
-        """Whether the deadline has passed here."""
-        return self.deadline is not None and time.monotonic() > self.deadline
+        """Whether the time is over here."""
+        return self.interrupted() or (self.deadline is not None and time.monotonic() > self.deadline)
+
+    def said_late(self) -> str:
+        """Why there is no time left."""
+        if self.interrupted():
+            return "the evaluation was interrupted"
+        return "the evaluation's time is over; give it more, a smaller limit, or fewer families"
 
     def check_alone(self) -> None:
         """Raise past the deadline; for work that no other rank waits for."""
         if self.late():
-            raise DeadlinePassed("the evaluation's deadline has passed; give more time, a smaller limit, or fewer "
-                                 "families.")
+            raise DeadlinePassed(self.said_late())
 
     def anyone(self, busy: bool) -> bool:
         """Whether there is work left: here, or in lock-step on any rank.
@@ -86,8 +92,7 @@ class Ranks:
         dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.group)
         somebody, late = flags.tolist()
         if late:
-            raise DeadlinePassed("the evaluation's deadline has passed on a rank; give more time, a smaller limit, or "
-                                 "fewer families.")
+            raise DeadlinePassed(self.said_late())
         return bool(somebody)
 
     def agree(self, error: BaseException | None) -> None:

@@ -65,10 +65,11 @@ class FamilyRequests:
 class RequestStore:
     """Loaded tasks and rendered requests, kept between evaluations of one process.
 
-    A changed mirror, limit, seed, shot count or max_gen_toks makes new requests; the old ones are dropped.
+    A changed mirror, seed, shot count or max_gen_toks makes new requests, and the old ones are dropped; those of each
+    limit are kept, since a run asks now a sample and now all.
     """
 
-    kept: dict[str, tuple[Any, FamilyRequests]] = field(default_factory=dict)
+    kept: dict[tuple[str, int | None], tuple[Any, FamilyRequests]] = field(default_factory=dict)
     rendered: int = 0
 
     def get(self, family: Family, data: Path | None, limit: int | None, seed: int,
@@ -82,8 +83,8 @@ class RequestStore:
             seed: Of the sample where ``limit`` is given.
             check: Called between documents; may raise to stop.
         """
-        asked = (family, data, limit, seed)
-        known = self.kept.get(family.name)
+        asked = (family, data, seed)
+        known = self.kept.get((family.name, limit))
         if known is not None and known[0] == (asked, _state(data, known[1].loaded.hashes)):
             known[1].forget_answers()
             return known[1]
@@ -96,7 +97,7 @@ class RequestStore:
                                      family.gold, check)
             self.rendered += len(documents[name])
         made = FamilyRequests(loaded, documents)
-        self.kept[family.name] = ((asked, _state(data, loaded.hashes)), made)
+        self.kept[family.name, limit] = ((asked, _state(data, loaded.hashes)), made)
         return made
 
 

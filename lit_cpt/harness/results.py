@@ -53,6 +53,9 @@ class FamilyResult:
             ``humaneval/pass_at_1``, ``mmlu/bits_per_byte``.
         documents: Per task and metric, one value a document, beside ``doc_id``: what paired comparisons need.
             A document without a finite answer is not in the lists.
+        clusters: Per task and document of ``documents``, what it stands or falls together with: documents of one
+            name are resampled together.
+        metric: The one that stands for the family; empty where nothing was scored.
         counts: ``documents``, ``requests``, ``nonfinite`` (documents), ``truncated`` (requests longer than the
             model's window, cut on the left), ``shortened`` (answers that had less room than max_gen_toks),
             ``forwards``, ``tokens`` (through the model, on this rank).
@@ -69,6 +72,8 @@ class FamilyResult:
     status: Status = "ok"
     scores: dict[str, Score] = field(default_factory=dict)
     documents: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    clusters: dict[str, list[str]] = field(default_factory=dict)
+    metric: str = ""
     counts: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     shots: dict[str, int] = field(default_factory=dict)

@@ -13,6 +13,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import Task
 
+from lit_cpt.harness.families import Family
 from lit_cpt.harness.requests import GENERATES, Document, FamilyRequests
 from lit_cpt.harness.results import Score, mean_score
 from lit_cpt.harness.tasks import compiled_templates, filters_of, sandboxed_programs
@@ -28,11 +29,13 @@ class Scored:
     Args:
         scores: By ``task/metric``.
         documents: Per task and metric, one value a document, beside ``doc_id``.
+        clusters: Per task, what each of these documents stands or falls together with.
         nonfinite: Documents without a finite answer, which no score is taken over.
     """
 
     scores: dict[str, Score] = field(default_factory=dict)
     documents: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    clusters: dict[str, list[str]] = field(default_factory=dict)
     nonfinite: int = 0
 
 
@@ -55,11 +58,18 @@ def metric_name(metric: str, filtered_by: str) -> str:
     return name.replace("@", "_at_").replace("-", "_").replace(",", "_")
 
 
-def score_family(name: str, requests: FamilyRequests, broken: set[int], bits: bool) -> Scored:
+def cluster(family: Family, task: str, document: Document) -> str:
+    """What a document stands or falls together with: its own ``cluster`` column, its likes in other languages, or it
+    alone."""
+    named = document.content.get("cluster")
+    return f"{family.name if family.parallel else short_name(task)}/{document.number if named is None else named}"
+
+
+def score_family(family: Family, requests: FamilyRequests, broken: set[int], bits: bool) -> Scored:
     """Score every task of a family, its groups, and the family itself.
 
     Args:
-        name: The family; its scores are pooled over the documents of all tasks.
+        family: Its scores are pooled over the documents of all tasks.
         requests: With the model's answers in ``resps``.
         broken: `id` of requests whose answer came from logits that were not finite.
         bits: Whether gold answers were scored.
@@ -77,15 +87,22 @@ def score_family(name: str, requests: FamilyRequests, broken: set[int], bits: bo
             raw[task_name] = values
             table = {"doc_id": [float(one.number) for one in whole], **values}
             found.documents[short_name(task_name)] = table
+            found.clusters[short_name(task_name)] = [cluster(family, task_name, one) for one in whole]
             found.scores |= {f"{short_name(task_name)}/{metric}": aggregate(task, metric, finite(listed), seen)
                              for metric, listed in values.items() if finite(listed)}
     for group in requests.loaded.groups:
         members = [task.task_name for task in group.get_all_tasks()]
         found.scores |= {f"{group.name}/{metric}": score for metric, score in pooled(group, members, raw).items()}
-    if len(raw) > 1:
+    if len(raw) > 1 or short_name(next(iter(raw), "")) != family.name:
         for metric, score in pooled(None, list(raw), raw).items():
-            found.scores.setdefault(f"{name}/{metric}", score)
+            found.scores.setdefault(f"{family.name}/{metric}", score)
     return found
+
+
+def chief_metric(family: Family, scored: Scored) -> str:
+    """The metric that stands for a family: its own choice, else the first that its tasks give; empty without any."""
+    names = dict.fromkeys(name for table in scored.documents.values() for name in table if name not in ("doc_id", BITS))
+    return family.metric if family.metric in names else next(iter(names), "")
 
 
 def finite(values: Sequence[Any]) -> list[Any]:

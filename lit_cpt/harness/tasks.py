@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import logging
 import random
 from collections.abc import Iterator
@@ -19,13 +20,17 @@ from lm_eval.filters import build_filter_ensemble
 from lm_eval.utils import env as templates
 
 from lit_cpt.harness.families import FAMILIES, Family
-from lit_cpt.harness.mirror import data_hash, read_configs
+from lit_cpt.harness.mirror import data_hash, folder_hash, read_configs
 from lit_cpt.harness.programs import NoSandbox, ProgramScorer
 
 log = logging.getLogger(__name__)
 
 FEWSHOT_SEED = 1234  # lm-eval's own: it decides MGSM's order of shots, and every published number was made with it
 FOLDERS = {"mmlu": "mmlu/default", "hellaswag": "hellaswag", "humaneval": "humaneval", "mgsm": "mgsm/native_cot"}
+
+
+class UnknownTask(ValueError):
+    """A name that lm-eval knows no task by."""
 
 
 @dataclass
@@ -131,26 +136,42 @@ def load_tasks(family: Family, data: Path | None) -> LoadedTasks:
 
     Raises:
         FileNotFoundError: The mirror lacks a repository of the family.
-        ValueError: lm-eval has no such task.
+        UnknownTask: lm-eval has no such task.
     """
-    ours = FAMILIES.get(family.name.partition(":")[0])
-    manager = task_manager(every_task=ours is None or not set(family.tasks) <= known_tasks())
-    unknown = [name for name in family.tasks if name not in manager.all_tasks]
-    if unknown:
-        raise ValueError(f"lm-eval has no task, group or tag {', '.join(unknown)}; `lm_eval ls tasks` lists them, and "
-                         f"the families here are {', '.join(FAMILIES)}.")
+    manager = manager_of(family)
     scorer, read = ProgramScorer(), set[str]()
     with local_data(data, family.repositories, scorer, read), compiled_templates():
         loaded = manager.load(list(family.tasks))
     for task in loaded["tasks"].values():
         _configure(task, family)
     hashes = {name: data_hash(data, name) for name in sorted(read)} if data is not None else {}
+    if family.folder is not None:
+        hashes[Path(family.folder).name] = folder_hash(Path(family.folder))
     return LoadedTasks(dict(loaded["tasks"]), children_first(loaded.get("groups", {})), hashes, scorer)
 
 
-def known_tasks() -> frozenset[str]:
-    """Names in the small index."""
-    return frozenset(task_manager(every_task=False).all_tasks)
+def manager_of(family: Family) -> lm_eval.tasks.TaskManager:
+    """The smallest index that has a family's tasks.
+
+    Raises:
+        FileNotFoundError: The family's folder is not there.
+        UnknownTask: No index has them.
+    """
+    if family.folder is not None:
+        if not Path(family.folder).is_dir():
+            raise FileNotFoundError(f"{family.folder}: there is no such folder of lm-eval task files.")
+        manager, place = lm_eval.tasks.TaskManager(include_path=family.folder, include_defaults=False), family.folder
+    else:
+        manager, place = task_manager(every_task=False), "lm-eval"
+        if not set(family.tasks) <= set(manager.all_tasks):
+            manager = task_manager(every_task=True)
+    unknown = [name for name in family.tasks if name not in manager.all_tasks]
+    if unknown:
+        near = [f"did you mean {one}? " for name in unknown
+                for one in difflib.get_close_matches(name, [*FAMILIES, *manager.all_tasks], n=1)]
+        raise UnknownTask(f"{place} has no task, group or tag {', '.join(unknown)}: {''.join(near)}`lm_eval ls tasks` "
+                          f"lists lm-eval's, and the families here are {', '.join(FAMILIES)}.")
+    return manager
 
 
 def _configure(task: Task, family: Family) -> None:
