@@ -9,14 +9,15 @@ if __name__ != "lit_cpt.callbacks":
     raise ImportError(f"imported as {__name__!r}: run `pip install -e .`, then import `lit_cpt.callbacks`.")
 
 if TYPE_CHECKING:
+    from lit_cpt.callbacks.eval import EvalCallback
     from lit_cpt.callbacks.graceful_stop import GracefulStopCallback
     from lit_cpt.callbacks.phase_switch import PhaseSwitchCallback
     from lit_cpt.callbacks.run_checkpoint import RunCheckpointCallback
     from lit_cpt.callbacks.run_progress import RunProgressBar
 
-HOMES = {"GracefulStopCallback": "graceful_stop", "PhaseSwitchCallback": "phase_switch",
+HOMES = {"EvalCallback": "eval", "GracefulStopCallback": "graceful_stop", "PhaseSwitchCallback": "phase_switch",
          "RunCheckpointCallback": "run_checkpoint", "RunProgressBar": "run_progress"}
-__all__ = ["GracefulStopCallback", "PhaseSwitchCallback", "RunCheckpointCallback", "RunProgressBar"]
+__all__ = ["EvalCallback", "GracefulStopCallback", "PhaseSwitchCallback", "RunCheckpointCallback", "RunProgressBar"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 RESAMPLES = 2000
 LEVEL = 0.95
+DRAWN_AT_ONCE = 1 << 20  # clusters: some 25 MB, whatever the size of a benchmark
 
 Values = Sequence[float]
 Clusters = Sequence[Hashable]
@@ -169,5 +170,9 @@ def resample(
     member = [position[cluster] for cluster in clusters]
     sums = np.bincount(member, weights=numbers)
     sizes = np.bincount(member)
-    drawn = rng.integers(0, len(sums), (resamples, len(sums)))
-    return float(sums.sum() / sizes.sum()), sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    means = np.empty(resamples)
+    block = max(1, DRAWN_AT_ONCE // len(sums))
+    for first in range(0, resamples, block):
+        drawn = rng.integers(0, len(sums), (min(block, resamples - first), len(sums)))
+        means[first : first + block] = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    return float(sums.sum() / sizes.sum()), means
