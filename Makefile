@@ -6,7 +6,7 @@ KILLS ?= 200
 PIP := python -m pip install --quiet --disable-pip-version-check
 FAST := python -m pytest -m "not slow and not gpu"
 
-.PHONY: quickstart test test-latest test-oldest slow chaos check wheel bench clean
+.PHONY: quickstart test test-latest test-oldest slow chaos hostile check wheel bench clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/ready  ## the whole idea in minutes: pretrain, continue, compare, report
@@ -29,6 +29,9 @@ slow: .venv/ready  ## the proofs that take longer
 
 chaos: .venv/ready  ## kill a run KILLS times at random and resume it; it must train the same stream to the same weights
 	$(BIN)/python tests/exactness/chaos.py --kills $(KILLS) $(ARGS)
+
+hostile: .venv/ready  ## programs that try to get out of the sandbox; it must hold them all
+	$(BIN)/python tests/hostile/table.py $(ARGS)
 
 check: .venv/ready  ## style, types, examples in docstrings
 	$(BIN)/ruff check .
