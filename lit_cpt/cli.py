@@ -22,6 +22,9 @@ COMMANDS = {
     "plan": ("what a run will do, before it does it", "lit_cpt.commands:plan_command"),
     "fit": ("train by a recipe; --ckpt_path last resumes", "lit_cpt.training:training_command"),
     "validate": ("loss of a model on each source", "lit_cpt.training:training_command"),
+    "eval": ("scores of a checkpoint or model on MMLU, HellaSwag, HumanEval, MGSM", "lit_cpt.eval_command:eval_command"),
+    "eval-data": ("`eval-data fetch|check`: the benchmarks' data, also for machines without a network",
+                  "lit_cpt.eval_data_command:eval_data_command"),
     "report": ("one page for one run or several", "lit_cpt.commands:report_command"),
 }
 USAGE = """usage: lit-cpt COMMAND [OPTIONS]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from lit_cpt.score_changes import compare, render_comparison, render_evaluation
 DESCRIPTION = """Scores a model on MMLU, HellaSwag, HumanEval, MGSM or any task of lm-eval, with the tasks' own prompts,
 filters and metrics. Several processes share the work: torchrun --nproc-per-node 8 -m lit_cpt eval .... Example:
 lit-cpt eval --checkpoint runs/first --tasks mmlu,mgsm --data eval-data --limit 100 --json first.json"""
+
+
+IN_A_RUN = ("gather_weights", "most_failures")  # of an effort, what has no meaning for one evaluation alone
 
 
 def eval_command(arguments: list[str]) -> None:
@@ -40,7 +44,7 @@ def eval_command(arguments: list[str]) -> None:
     parser.add_argument("--folder", type=str, help="Folder of lm-eval task files that define the tasks.")
     parser.add_argument("--tokenizer", type=str, help="Folder or hub name; left out, the model's own.")
     parser.add_argument("--precision", type=str, default="auto", help="float32, bfloat16, or auto: bfloat16 on a GPU.")
-    parser.add_class_arguments(Effort, "effort", skip={"gather_weights", "most_failures"})
+    parser.add_class_arguments(Effort, as_group=False, skip=set(IN_A_RUN))
     parser.add_argument("--json", type=str, metavar="FILE", help="Write the result, document by document.")
     parser.add_argument("--compare", nargs=2, type=str, metavar=("A.json", "B.json"),
                         help="Compare two results instead, document by document.")
@@ -79,7 +83,8 @@ def evaluate_and_print(given: dict[str, Any]) -> None:
     output = Path(given["json"]) if given["json"] else None
     if output is not None and not output.parent.is_dir():
         raise FileNotFoundError(f"--json {output}: there is no folder {output.parent}.")
-    found = evaluate_saved(given["checkpoint"], suite, given["effort"], given["tokenizer"], given["precision"])
+    effort = Effort(**{item.name: given[item.name] for item in fields(Effort) if item.name not in IN_A_RUN})
+    found = evaluate_saved(given["checkpoint"], suite, effort, given["tokenizer"], given["precision"])
     if not is_first():
         return
     print(render_evaluation(found))

@@ -18,7 +18,7 @@ FLOORS = [
     "microworld harness",
     "data module ablation",
     "callbacks",
-    "arguments cli commands quickstart settings training data_check standalone eval_command __main__ __init__",
+    "arguments cli commands quickstart settings training data_check standalone eval_command eval_data_command __main__ __init__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 FORBIDDEN = {"utils", "common", "helpers", "base"}

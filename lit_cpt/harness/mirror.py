@@ -12,9 +12,12 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from lit_cpt.harness.families import PAPER_LANGUAGES
 
 MANIFEST = "MANIFEST.json"
 
@@ -42,13 +45,14 @@ def mmlu_subjects() -> tuple[str, ...]:
     return tuple(sorted(path.stem.removeprefix("mmlu_") for path in files))
 
 
-def needs() -> dict[str, Need]:
-    """What the paper's families read, by repository."""
+def needs(languages: Sequence[str] = PAPER_LANGUAGES) -> dict[str, Need]:
+    """What the paper's families read, by repository; of MGSM these languages."""
     return {
         "cais/mmlu": Need(("dev", "test"), mmlu_subjects(), ("README.md", "*/dev-*.parquet", "*/test-*.parquet")),
         "Rowan/hellaswag": Need(("train", "validation")),
         "openai/openai_humaneval": Need(("test",)),
-        "juletxara/mgsm": Need(("train", "test")),
+        "juletxara/mgsm": Need(("train", "test"), tuple(languages),
+                               ("README.md", *(f"{language}/*" for language in languages))),
     }
 
 
@@ -146,20 +150,22 @@ def write_manifest(data: Path, repositories: Iterable[str]) -> Path:
     return path
 
 
-def check(data: str | Path, repositories: Sequence[str] | None = None) -> list[str]:
+def check(data: str | Path, repositories: Sequence[str] | None = None,
+          languages: Sequence[str] = PAPER_LANGUAGES) -> list[str]:
     """What is wrong with a mirror, one sentence each; an empty list means it is whole.
 
     Args:
         data: Its root.
         repositories: Those that must be there; None asks for those of the paper's families.
+        languages: Of MGSM.
     """
     root = Path(data)
     if not root.is_dir():
         return [f"{root} is not a folder: fetch the mirror on a connected machine and copy it here."]
-    wanted = needs()
+    wanted = needs(languages)
     asked = list(wanted) if repositories is None else list(repositories)
     problems = [problem for name in asked for problem in _check_repository(root, name, wanted.get(name, Need(())))]
-    return problems + _check_manifest(root, asked)
+    return problems + _check_manifest(root, {name: wanted.get(name, Need(())) for name in asked})
 
 
 def _check_repository(root: Path, name: str, need: Need) -> list[str]:
@@ -176,52 +182,23 @@ def _check_repository(root: Path, name: str, need: Need) -> list[str]:
     return problems
 
 
-def _check_manifest(root: Path, repositories: Sequence[str]) -> list[str]:
+def _check_manifest(root: Path, wanted: Mapping[str, Need]) -> list[str]:
     path = root / MANIFEST
     if not path.is_file():
         return [f"{path} is missing: nothing says what the files should be. Fetch the mirror anew."]
-    manifest: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    folders = tuple(f"{one}/" for one in repositories)
-    mine = {name: facts for name, facts in manifest.items() if name.startswith(folders)}
+    try:
+        manifest: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return [f"{path} cannot be read: it is not JSON. Fetch the mirror anew."]
+    patterns = [f"{name}/{pattern}" for name, need in wanted.items() for pattern in need.files]
+    mine = {name: facts for name, facts in manifest.items() if any(fnmatch(name, pattern) for pattern in patterns)}
     problems = []
     for name, facts in mine.items():
         if not (root / name).is_file():
             problems.append(f"{name} is in the manifest but not in the mirror: fetch it anew.")
-        elif file_digest(root / name) != facts["sha256"]:
+        elif file_digest(root / name) != facts.get("sha256"):
             problems.append(f"{name} has sha256 {file_digest(root / name)[:12]}…, the manifest says "
-                            f"{facts['sha256'][:12]}…: the copy is damaged or another version. Fetch it anew.")
-    there = {path.relative_to(root).as_posix() for path in files_of(root, repositories) if path.suffix == ".parquet"}
-    added = sorted(there - set(mine))
+                            f"{str(facts.get('sha256'))[:12]}…: the copy is damaged or another version. Fetch it anew.")
+    there = {path.relative_to(root).as_posix() for path in files_of(root, wanted) if path.suffix == ".parquet"}
+    added = sorted(there - set(manifest))
     return problems + [f"{name} is not in the manifest: somebody added it by hand." for name in added]
-
-
-def fetch(data: str | Path, repositories: Sequence[str] | None = None, revisions: Mapping[str, str] | None = None
-          ) -> Path:
-    """Download the repositories' README and parquet files, on a connected machine, and write the manifest.
-
-    HumanEval's metric needs nothing from the hub: programs run in lit_cpt's own sandbox.
-
-    Args:
-        data: Root of the mirror; made where it is missing.
-        repositories: Dataset repositories of the hub; None means those of the paper's families.
-        revisions: Commit, tag or branch for a repository; ``main`` otherwise.
-
-    Returns:
-        The manifest's path.
-
-    Raises:
-        ValueError: What arrived is not what the families read; the message lists the problems.
-    """
-    from huggingface_hub import snapshot_download
-
-    root, wanted = Path(data), needs()
-    asked = list(wanted) if repositories is None else list(repositories)
-    for name in asked:
-        patterns = list(wanted.get(name, Need(())).files)
-        snapshot_download(name, repo_type="dataset", revision=(revisions or {}).get(name), local_dir=root / name,
-                          allow_patterns=patterns)
-    path = write_manifest(root, asked)
-    problems = check(root, asked)
-    if problems:
-        raise ValueError(f"the hub's files are not what the families read: {' '.join(problems)}")
-    return path
