@@ -26,7 +26,9 @@ class FamilyScore:
         documents: What was asked, as ``task/row``.
         clusters: What each document stands or falls together with: itself, or the same problem in other languages.
         hits: The metric of each document, mostly 0 or 1; empty where it is not one number a document.
-        bits_per_byte: Bits that the model needs for a byte of the right answer; None where nobody knows it.
+        bits_per_byte: Bits that the model needs for a byte of the right answer, mean over documents; None where nobody
+            knows it.
+        bits: The same of each document, None where it has no right answer to score; empty if none has.
         metrics: Of each task and group, every metric and its standard error (``acc``, ``acc_stderr``).
         shots: Worked examples in the prompts, by task.
         limit: Documents taken of each task; None for all.
@@ -36,7 +38,8 @@ class FamilyScore:
         data: Hash of each dataset that was read.
         seconds: Of wall clock.
         tokens: Run through the model, on the first rank.
-        nonfinite: Documents without a finite answer.
+        cut: Prompts that were longer than the model's window and lost their beginning.
+        shortened: Answers that had less room than ``max_new_tokens``, for the same reason.
     """
 
     family: str
@@ -45,6 +48,7 @@ class FamilyScore:
     clusters: tuple[str, ...]
     hits: tuple[float, ...]
     bits_per_byte: float | None
+    bits: tuple[float | None, ...]
     metrics: dict[str, dict[str, float]]
     shots: dict[str, int]
     limit: int | None
@@ -54,7 +58,8 @@ class FamilyScore:
     data: dict[str, str]
     seconds: float
     tokens: int = 0
-    nonfinite: int = 0
+    cut: int = 0
+    shortened: int = 0
 
     @cached_property
     def interval(self) -> Interval:
@@ -70,8 +75,9 @@ class FamilyScore:
         plain = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "family"}
         ends = {name: finite(value) for name, value in
                 (("score", self.interval.value), ("low", self.interval.low), ("high", self.interval.high))}
+        bits = [None if value is None else float(f"{value:.6g}") for value in self.bits]
         hits = [int(hit) if float(hit).is_integer() else hit for hit in self.hits]
-        return {**ends, "items": len(self.documents), **plain, "hits": hits, "documents": list(self.documents),
+        return {**ends, "items": len(self.documents), **plain, "hits": hits, "bits": bits, "documents": list(self.documents),
                 "clusters": list(self.clusters)}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from tabulate import tabulate
@@ -24,16 +25,25 @@ class Shared:
         first: Hits of the first, one for each shared document.
         second: Hits of the second.
         clusters: What these documents stand or fall together with.
+        bits: Bits per byte of the right answer, second minus first, where both have them.
+        bit_clusters: Of these documents.
     """
 
     first: tuple[float, ...]
     second: tuple[float, ...]
     clusters: tuple[str, ...]
+    bits: tuple[float, ...] = ()
+    bit_clusters: tuple[str, ...] = ()
 
     @property
     def difference(self) -> Interval:
         """Second minus first, with its 95 % interval, paired by document."""
         return paired_difference(self.second, self.first, self.clusters)
+
+    @property
+    def bits_difference(self) -> Interval | None:
+        """Bits per byte, second minus first, with its 95 % interval; None where nobody knows them."""
+        return cluster_interval(self.bits, self.bit_clusters) if self.bits else None
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,7 @@ class Change:
         second: The second's.
         difference: Second minus first, paired by document.
         bits_per_byte: Of both, over all that each was asked.
+        bits_difference: Second minus first in bits per byte, paired by document: less is better.
     """
 
     family: str
@@ -55,6 +66,7 @@ class Change:
     second: Interval
     difference: Interval
     bits_per_byte: tuple[float | None, float | None] = (None, None)
+    bits_difference: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +84,8 @@ class Comparison:
     def describe(self) -> dict[str, Any]:
         """Plain values."""
         rows = [{"family": row.family, "documents": row.documents, "bits_per_byte": list(row.bits_per_byte),
-                 **{name: vars(getattr(row, name)) for name in ("first", "second", "difference")}} for row in self.rows]
+                 **{name: vars(value) if (value := getattr(row, name)) else None
+                    for name in ("first", "second", "difference", "bits_difference")}} for row in self.rows]
         return {"rows": rows, "notes": list(self.notes)}
 
 
@@ -80,10 +93,14 @@ def shared(first: FamilyScore, second: FamilyScore) -> Shared | None:
     """What both were asked; None if nothing, or if the same names are not the same documents."""
     if any(second.data.get(name, value) != value for name, value in first.data.items()):
         return None
-    known = dict(zip(first.documents, first.hits, strict=False))
-    both = [(known[name], hit, cluster) for name, hit, cluster
-            in zip(second.documents, second.hits, second.clusters, strict=False) if name in known]
-    return Shared(*zip(*both, strict=True)) if both else None  # type: ignore[arg-type]
+    known = dict(zip(first.documents, zip_longest(first.hits, first.bits), strict=False))
+    both = [(*known[name], hit, bits, cluster) for name, hit, bits, cluster
+            in zip_longest(second.documents, second.hits, second.bits, second.clusters) if name in known]
+    hits = [(before, after, cluster) for before, _, after, _, cluster in both if None not in (before, after)]
+    bits = [(after - before, cluster) for _, before, _, after, cluster in both if None not in (before, after)]
+    if not hits:
+        return None
+    return Shared(*zip(*hits, strict=True), *(zip(*bits, strict=True) if bits else ()))  # type: ignore[arg-type]
 
 
 def change_since(baseline: Evaluation | None, score: FamilyScore) -> float | None:
@@ -143,7 +160,7 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
             both[score.family] = found
             rows.append(Change(score.family, len(found.first), cluster_interval(found.first, found.clusters),
                                cluster_interval(found.second, found.clusters), found.difference,
-                               (before.bits_per_byte, score.bits_per_byte)))
+                               (before.bits_per_byte, score.bits_per_byte), found.bits_difference))
     if len(both) > 1:
         clusters = {name: one.clusters for name, one in both.items()}
         ours, theirs = ({name: getattr(one, side) for name, one in both.items()} for side in ("first", "second"))
@@ -194,9 +211,9 @@ def told(value: Any) -> str:
 def render_comparison(found: Comparison, names: tuple[str, str]) -> str:
     """The comparison as text for a terminal: per cent with 95 % intervals."""
     rows = [[row.family, f"{row.documents:,}", per_cent(row.first), per_cent(row.second), str(row.difference),
-             *(bits_text(value) for value in row.bits_per_byte)] for row in found.rows]
-    head = ["family", "documents", *names, "difference", *(f"bits/byte {name}" for name in names)]
-    table = tabulate(rows, head, disable_numparse=True, colalign=("left", *["right"] * 6)) if rows else (
+             bits_change(row)] for row in found.rows]
+    head = ["family", "documents", *names, "difference", "bits/byte"]
+    table = tabulate(rows, head, disable_numparse=True, colalign=("left", *["right"] * 5)) if rows else (
         "Nothing can be compared.")
     marked = "\n".join(f"! {note}" for note in found.notes)
     return (f"{table}\n\nIn brackets 95 % intervals over the documents, the difference paired by document."
@@ -211,13 +228,23 @@ def render_evaluation(found: Evaluation) -> str:
         rows.append(["average", "", "", per_cent(found.average), "", "", format_seconds(found.seconds)])
     head = ["family", "metric", "documents", "per cent", "bits/byte", "shots", "took"]
     table = tabulate(rows, head, disable_numparse=True, colalign=("left", "left", *["right"] * 5)) if rows else ""
-    failed = "\n".join(f"! {one.family}: {one.status}: {one.reason}" for one in found.failures)
+    failed = "\n".join([*(f"! {one.family}: {one.status}: {one.reason}" for one in found.failures),
+                        *(f"! {one.family}: {one.cut:,} prompts were longer than the model's window and lost their "
+                          "beginning" for one in found.scores if one.cut),
+                        *(f"! {one.family}: {one.shortened:,} answers had less room than {one.max_new_tokens} tokens"
+                          for one in found.scores if one.shortened)])
     return "\n\n".join(part for part in (table, failed) if part)
 
 
 def per_cent(interval: Interval) -> str:
     """A score with its interval, in per cent."""
     return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def bits_change(row: Change) -> str:
+    """How bits per byte changed, with its interval."""
+    found = row.bits_difference
+    return "-" if found is None else f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
 
 
 def bits_text(value: float | None) -> str:

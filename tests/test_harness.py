@@ -1,21 +1,17 @@
-"""Families, results and the mirror: what is known of an evaluation before torch is."""
+"""Families, suites and results: what is known of an evaluation before torch is."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from harness_world import build_mirror, whole_mirror
-
 from lit_cpt.harness import FAMILIES, Effort, Family, FamilyResult, Results, Score, Suite, family
 from lit_cpt.harness.families import LANGUAGES, mgsm_tasks
-from lit_cpt.harness.mirror import MANIFEST, check, data_hash, fetch, mmlu_subjects, needs, read_configs, write_manifest
 from lit_cpt.harness.results import mean_score
 
 
@@ -84,95 +80,6 @@ def test_results_tell_their_scores_and_turn_into_json():
     assert written["families"]["mmlu"]["documents"]["mmlu_anatomy"]["bits_per_byte"] == [None]
     with pytest.raises(KeyError, match="mmlu \\(ok\\) has no score 'mmlu/f1'; it has mmlu/acc, mmlu/x"):
         one.value("mmlu/f1")
-
-
-# The mirror --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return whole_mirror(tmp_path_factory.mktemp("whole") / "mirror")
-
-
-@pytest.fixture
-def mirror(whole, tmp_path):
-    return Path(shutil.copytree(whole, tmp_path / "mirror"))
-
-
-def test_a_whole_mirror_has_no_problems(mirror):
-    assert check(mirror) == []
-    assert len(mmlu_subjects()) == 57
-    assert set(needs()) == {repository for one in FAMILIES.values() for repository in one.repositories}
-
-
-def test_check_names_what_is_missing(mirror, tmp_path):
-    assert "is not a folder" in check(tmp_path / "nowhere")[0]
-    shutil.rmtree(mirror / "Rowan")
-    (mirror / "cais/mmlu/anatomy/test-00000-of-00001.parquet").unlink()
-    problems = " ".join(check(mirror))
-    assert "Rowan/hellaswag is missing" in problems
-    assert "cais/mmlu has no files for split 'test' of 'anatomy'" in problems
-    assert "anatomy/test-00000-of-00001.parquet is in the manifest but not in the mirror" in problems
-    assert check(mirror, ["juletxara/mgsm"]) == []
-
-
-def test_check_finds_a_changed_file_and_one_that_was_added(mirror):
-    first, second = sorted((mirror / "juletxara/mgsm/es").glob("*.parquet"))
-    shutil.copy(first, second)
-    shutil.copy(first, mirror / "juletxara/mgsm/es/extra.parquet")
-    problems = check(mirror)
-    assert any("train-00000-of-00001.parquet has sha256" in problem for problem in problems)
-    assert any("extra.parquet is not in the manifest" in problem for problem in problems)
-    (mirror / MANIFEST).unlink()
-    assert any(f"{MANIFEST} is missing" in problem for problem in check(mirror))
-
-
-def test_a_repository_without_a_header_says_so(tmp_path):
-    with pytest.raises(FileNotFoundError, match="README.md is missing"):
-        read_configs(tmp_path)
-    (tmp_path / "README.md").write_text("# nothing\n")
-    with pytest.raises(ValueError, match="README.md has no configs: header"):
-        read_configs(tmp_path)
-
-
-def test_the_hash_of_a_repository_follows_its_content(mirror):
-    before = data_hash(mirror, "juletxara/mgsm")
-    assert before == data_hash(mirror, "juletxara/mgsm")
-    first, second = sorted((mirror / "juletxara/mgsm/es").glob("*.parquet"))
-    shutil.copy(first, second)
-    assert data_hash(mirror, "juletxara/mgsm") != before
-
-
-def test_fetch_brings_the_repositories_and_writes_the_manifest(whole, tmp_path, monkeypatch):
-    import huggingface_hub
-
-    asked = []
-
-    def download(name, *, repo_type, revision, local_dir, allow_patterns):
-        asked.append((name, repo_type, revision, tuple(allow_patterns)))
-        shutil.copytree(whole / name, local_dir)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    path = fetch(tmp_path / "new", revisions={"cais/mmlu": "abc"})
-    assert check(tmp_path / "new") == []
-    assert json.loads(path.read_text()) == json.loads((whole / MANIFEST).read_text())
-    assert asked[0] == ("cais/mmlu", "dataset", "abc", ("README.md", "*/dev-*.parquet", "*/test-*.parquet"))
-
-
-def test_fetch_refuses_what_the_families_cannot_read(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    few = build_mirror(tmp_path / "few")
-    monkeypatch.setattr(huggingface_hub, "snapshot_download",
-                        lambda name, *, local_dir, **_: shutil.copytree(few / name, local_dir))
-    with pytest.raises(ValueError, match="not what the families read: cais/mmlu lacks config 'abstract_algebra'"):
-        fetch(tmp_path / "new", ["cais/mmlu"])
-
-
-def test_the_manifest_forgets_files_that_are_gone(mirror):
-    shutil.rmtree(mirror / "Rowan")
-    write_manifest(mirror, ["juletxara/mgsm"])
-    assert not [name for name in json.loads((mirror / MANIFEST).read_text()) if name.startswith("Rowan")]
 
 
 # What a config asks -----------------------------------------------------------------------------------------

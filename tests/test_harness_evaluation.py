@@ -149,7 +149,7 @@ def test_bits_per_byte_are_those_of_the_right_answer(world):
     kept = Kept()
     found = evaluate(build_model(), tokenizer, SMALL, mirror, sandbox=Trusting(), kept=kept)
     for name in found:
-        asked = kept.requests.kept[name][1]
+        asked = kept.requests.kept[name, None][1]
         for task, documents in asked.documents.items():
             golds = [one.asked[one.gold] if isinstance(one.gold, int) else one.gold for one in documents]
             expected = [-gold.resps[0][0] / math.log(2) / len(gold.args[1].encode()) for gold in golds]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
@@ -48,10 +49,13 @@ def failure_of(one: FamilyResult) -> Failure:
 
 def score_of(one: FamilyResult, suite: Suite) -> FamilyScore:
     """A family's score, document by document."""
-    listed = [(f"{task}/{number:.0f}", cluster, hit) for task, table in one.documents.items()
-              for number, cluster, hit in zip(table["doc_id"], one.clusters[task], table.get(one.metric, ()),
-                                              strict=one.metric in table)]
-    bits = one.scores.get(f"{one.name}/{BITS}")
+    documents, clusters, hits, bits = [], [], [], []
+    for task, table in one.documents.items():
+        documents += [f"{task}/{number:.0f}" for number in table["doc_id"]]
+        clusters += one.clusters[task]
+        hits += table.get(one.metric, [])
+        bits += table.get(BITS, [math.nan] * len(table["doc_id"]))
+    known = one.scores.get(f"{one.name}/{BITS}")
     metrics: dict[str, dict[str, float]] = {}
     for name, score in one.scores.items():
         task, _, metric = name.rpartition("/")
@@ -59,9 +63,12 @@ def score_of(one: FamilyResult, suite: Suite) -> FamilyScore:
             if value is not None:
                 metrics.setdefault(task, {})[key] = value
     return FamilyScore(
-        family=one.name, metric=one.metric, documents=tuple(name for name, _, _ in listed),
-        clusters=tuple(cluster for _, cluster, _ in listed), hits=tuple(hit for _, _, hit in listed),
-        bits_per_byte=None if bits is None else bits.value, metrics=metrics, shots=dict(one.shots),
-        limit=suite.limit_of(one.name), seed=None if suite.limit_of(one.name) is None else suite.seed,
+        family=one.name, metric=one.metric, documents=tuple(documents), clusters=tuple(clusters),
+        hits=tuple(hits) if len(hits) == len(documents) else (),  # some tasks score only some documents
+        bits_per_byte=None if known is None else known.value,
+        bits=tuple(value if math.isfinite(value) else None for value in bits) if known is not None else (),
+        metrics=metrics, shots=dict(one.shots), limit=suite.limit_of(one.name),
+        seed=None if suite.limit_of(one.name) is None else suite.seed,
         max_new_tokens=max(one.max_gen_toks.values(), default=None), versions=dict(one.versions), data=dict(one.data),
-        seconds=one.seconds.get("total", 0.0), tokens=one.counts.get("tokens", 0), nonfinite=one.counts.get("nonfinite", 0))
+        seconds=one.seconds.get("total", 0.0), tokens=one.counts.get("tokens", 0), cut=one.counts.get("truncated", 0),
+        shortened=one.counts.get("shortened", 0))
