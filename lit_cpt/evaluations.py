@@ -77,7 +77,9 @@ class FamilyScore:
                 (("score", self.interval.value), ("low", self.interval.low), ("high", self.interval.high))}
         bits = [None if value is None else float(f"{value:.6g}") for value in self.bits]
         hits = [int(hit) if float(hit).is_integer() else hit for hit in self.hits]
-        return {**ends, "items": len(self.documents), **plain, "hits": hits, "bits": bits, "documents": list(self.documents),
+        metrics = {task: {name: value for name, value in found.items() if math.isfinite(value)}
+                   for task, found in self.metrics.items()}
+        return {**ends, "items": len(self.documents), **plain, "metrics": metrics, "hits": hits, "bits": bits, "documents": list(self.documents),
                 "clusters": list(self.clusters)}
 
 
