@@ -118,6 +118,7 @@ class Evaluation:
         seconds: Of wall clock, all in all.
         packages: Versions of what it was made with.
         time: When, in seconds since 1970.
+        aside: Families that do not count in the average.
     """
 
     step: int
@@ -130,16 +131,22 @@ class Evaluation:
     seconds: float
     packages: dict[str, str]
     time: float
+    aside: tuple[str, ...] = ()
 
     def score(self, family: str) -> FamilyScore | None:
         """The score of a family; None if it has none."""
         return next((one for one in self.scores if one.family == family), None)
 
+    @property
+    def averaged(self) -> list[FamilyScore]:
+        """The scores that count in the average."""
+        return [one for one in self.scores if one.hits and one.family not in self.aside]
+
     @cached_property
     def average(self) -> Interval | None:
         """The mean over families with its interval; None if one failed, for a mean of fewer would read as a jump."""
-        counted = [one for one in self.scores if one.hits]
-        if not counted or self.failures:
+        counted = self.averaged
+        if not counted or any(one.family not in self.aside for one in self.failures):
             return None
         return average_interval({one.family: one.hits for one in counted}, {one.family: one.clusters for one in counted})
 
@@ -151,7 +158,7 @@ class Evaluation:
                 "families": {one.family: one.describe() for one in self.scores},
                 "failures": {one.family: {key: value for key, value in asdict(one).items() if key != "family"}
                              for one in self.failures},
-                "averaged": [one.family for one in self.scores if one.hits] if average else [],
+                "averaged": [one.family for one in self.averaged] if average else [],
                 "average": {"score": average.value, "low": average.low, "high": average.high} if average else None}
 
     @classmethod

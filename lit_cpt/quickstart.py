@@ -18,8 +18,9 @@ from typing import Any
 import yaml
 from tabulate import tabulate
 
+from lit_cpt.evaluations import evaluations_in, write_evaluation
 from lit_cpt.events import read_events
-from lit_cpt.intervals import Interval, average_interval, cluster_interval
+from lit_cpt.intervals import Interval
 from lit_cpt.microworld import FAMILIES, World, write_corpora, write_model_config
 from lit_cpt.units import format_seconds
 
@@ -29,6 +30,7 @@ QA = {"web": 0.08, "books": 0.32, "code": 0.10, "multi": 0.22, "qa": 0.28}
 PEAK = 6e-3
 ENDED = PEAK / 10  # pretraining's last rate, and continued pretraining's first
 LENGTH, SEQUENCES = 128, 4
+ASIDE = "transfer"  # the family that is asked and not averaged
 RUNS = ("base", "baseline", "general", "recipe")
 # Share of each source's documents kept for validation; questions have a held-out set of their own.
 VALIDATION = {"web": 0.03, "books": 0.03, "code": 0.03, "multi": 0.03, "qa": 0.0, "qa_held_out": 0.99, "real": 0.03}
@@ -71,7 +73,7 @@ def quickstart(out: str = "quickstart", seed: int = 0, short: bool = False, with
     check_folder(root, {"seed": seed, "short": short, "with_real_text": with_real_text})
     torch.set_num_threads(1)  # the model is so small that a second thread only waits
     say(1, "a world of text, and questions that no text answers directly")
-    world, tokenizer = build_world(root, seed, with_real_text)
+    world = build_world(root, seed, with_real_text)
     say(2, "prepare: text to tokens")
     prepare_sources(root, world)
     say(3, "pretrain a model of half a million parameters from scratch")
@@ -83,9 +85,9 @@ def quickstart(out: str = "quickstart", seed: int = 0, short: bool = False, with
             "recipe": [("general", GENERAL), ("qa", QA)]}
     train_side_by_side(root, {name: continuation_config(root, blends, lengths.continuation, seed)
                               for name, blends in ways.items()})
-    say(5, "ask all four models the same questions")
+    say(5, "what all four models answered to the same questions")
     for run in RUNS:
-        evaluate(root, run, world, tokenizer)
+        complete_evaluations(root, run)
     print(score_table(root))
     page = write_page(root, short)
     print(f"\nreport: {page}\n{format_seconds(time.monotonic() - begun)} in all"
@@ -106,8 +108,9 @@ def say(number: int, what: str) -> None:
     print(f"\n[{number}/5] {what}", flush=True)
 
 
-def build_world(root: Path, seed: int, with_real_text: bool) -> tuple[World, Any]:
-    """The world, its text in ``root/text``, its tokenizer and model config in ``root/architecture``."""
+def build_world(root: Path, seed: int, with_real_text: bool) -> World:
+    """The world: text in ``root/text``, tokenizer and model config in ``root/architecture``, ``root/questions``."""
+    from lit_cpt.microworld.tasks import write_tasks
     from lit_cpt.microworld.tokenizer import train_tokenizer
 
     world = World(seed, with_real_text=with_real_text)
@@ -118,7 +121,8 @@ def build_world(root: Path, seed: int, with_real_text: bool) -> tuple[World, Any
         write_corpora(world, root / "text")
     tokenizer = train_tokenizer(world, root / "architecture")
     write_model_config(root / "architecture", len(tokenizer))
-    return world, tokenizer
+    write_tasks(world, root / "questions", tokenizer.eos_token)
+    return world
 
 
 def prepare_sources(root: Path, world: World) -> None:
@@ -159,9 +163,16 @@ def continuation_config(root: Path, blends: list[tuple[str, dict[str, float]]], 
 def run_config(root: Path, recipe: dict[str, Any], model: dict[str, Any], seed: int) -> dict[str, Any]:
     """What the three runs share."""
     sources = {path.name: str(path) for path in sorted((root / "data").iterdir()) if path.is_dir()}
+    asked = {"class_path": "lit_cpt.callbacks.EvalCallback", "init_args": {"suite": suite_settings(root)}}
     data = {"sources": sources, "sequence_length": LENGTH, "global_batch": SEQUENCES, "micro_batch": SEQUENCES,
             "workers": 0, "seed": seed, "validation_blocks": 48}
-    return {"seed_everything": seed, "recipe": recipe, "model": model, "data": data}
+    return {"seed_everything": seed, "recipe": recipe, "model": model, "data": data,
+            "trainer": {"callbacks+": [asked]}}
+
+
+def suite_settings(root: Path) -> dict[str, Any]:
+    """What every model is asked: at its start, where the blend changes, and at its end."""
+    return {"tasks": [*FAMILIES, ASIDE], "folder": str(root / "questions"), "aside": [ASIDE]}
 
 
 def train(root: Path, name: str, config: dict[str, Any]) -> None:
@@ -233,46 +244,24 @@ def checkpoint(run: Path) -> Path:
     return run / "checkpoints" / "last.ckpt"
 
 
-def load_model(root: Path, run: str) -> Any:
-    """The model at the end of a run."""
-    from lit_cpt.weights import build_model, load_weights
-
-    model = build_model(None, str(root / "architecture"))
-    load_weights(model, checkpoint(root / "runs" / run))
-    return model
-
-
 def export_base(root: Path) -> None:
     """The pretrained model as the Hugging Face folder that the continuations start from."""
-    from lit_cpt.weights import export_huggingface
+    from lit_cpt.weights import build_model, export_huggingface, load_weights
 
-    export_huggingface(load_model(root, "base"), root / "model", tokenizer=root / "architecture")
+    model = build_model(None, str(root / "architecture"))
+    load_weights(model, checkpoint(root / "runs" / "base"))
+    export_huggingface(model, root / "model", tokenizer=root / "architecture")
 
 
-def evaluate(root: Path, run: str, world: World, tokenizer: Any) -> None:
-    """Ask the model of a run all probes and keep the answers with the run."""
-    from lit_cpt.microworld.scoring import score_probes
+def complete_evaluations(root: Path, run: str) -> None:
+    """Evaluate the end of a run that was killed between its last step and its last evaluation."""
+    from lit_cpt.harness import Effort, Suite
+    from lit_cpt.standalone import evaluate_saved
 
-    begun = time.monotonic()
-    scored = score_probes(load_model(root, run), tokenizer, world)
     folder = root / "runs" / run
-    last = read_events(folder)[-1]
-    families = {
-        name: {**described(cluster_interval(score.hits, score.clusters)), "items": len(score.hits),
-               "hits": list(score.hits), "clusters": list(score.clusters)}
-        for name, score in scored.items()
-    }
-    average = average_interval({name: scored[name].hits for name in FAMILIES},
-                               {name: scored[name].clusters for name in FAMILIES})
-    result = {"step": last["step"], "tokens_seen": last["tokens_seen"], "seconds": round(time.monotonic() - begun, 1),
-              "families": families, "averaged": list(FAMILIES), "average": described(average)}
-    (folder / "evals").mkdir(exist_ok=True)
-    (folder / "evals" / f"step{last['step']:08d}.json").write_text(json.dumps(result))
-
-
-def described(interval: Interval) -> dict[str, float]:
-    """An interval in the words of an evaluation file."""
-    return {"score": interval.value, "low": interval.low, "high": interval.high}
+    done, _ = evaluations_in(folder)
+    if not done or done[-1].step < read_events(folder)[-1]["step"]:
+        write_evaluation(folder, evaluate_saved(str(checkpoint(folder)), Suite(**suite_settings(root)), Effort()))
 
 
 def score_table(root: Path) -> str:

@@ -161,10 +161,12 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
             rows.append(Change(score.family, len(found.first), cluster_interval(found.first, found.clusters),
                                cluster_interval(found.second, found.clusters), found.difference,
                                (before.bits_per_byte, score.bits_per_byte), found.bits_difference))
+    for name in second.aside:
+        both.pop(name, None)
     if len(both) > 1:
         clusters = {name: one.clusters for name, one in both.items()}
         ours, theirs = ({name: getattr(one, side) for name, one in both.items()} for side in ("first", "second"))
-        rows.append(Change("average", sum(row.documents for row in rows), average_interval(ours, clusters),
+        rows.append(Change("average", sum(len(one.first) for one in both.values()), average_interval(ours, clusters),
                            average_interval(theirs, clusters), average_difference(theirs, ours, clusters)))
     return Comparison(tuple(rows), tuple(notes_on(first, second)))
 

@@ -4,11 +4,9 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lit_cpt.microworld import FAMILIES, CodeProbe, Proportions, World, write_corpora, write_model_config
@@ -16,7 +14,6 @@ from lit_cpt.microworld.entities import QUESTIONS
 from lit_cpt.microworld.interpreter import run_program
 from lit_cpt.microworld.probes import ChoiceProbe, NumberProbe
 from lit_cpt.microworld.real_text import real_text
-from lit_cpt.microworld.scoring import evaluating, option_scores, score_probes
 from lit_cpt.microworld.tokenizer import train_tokenizer
 
 SMALL = Proportions(
@@ -403,117 +400,3 @@ def test_the_model_config_is_the_preregistered_shape(tmp_path):
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     with pytest.raises(ValueError, match="vocab_size=0"):
         write_model_config(tmp_path, 0)
-
-
-# Scoring a model
-
-
-class Oracle(nn.Module):
-    """Knows for each probe of a world which token follows; after anything else all tokens are alike."""
-
-    def __init__(self, world: World, tokenizer) -> None:
-        super().__init__()
-        self.parameter = nn.Parameter(torch.zeros(1))
-        self.vocabulary = len(tokenizer)
-        self.following: dict[tuple[int, ...], int] = {}
-        for probe in (probe for probes in world.probes.values() for probe in probes):
-            answer = probe.options[probe.answer] if isinstance(probe, ChoiceProbe) else oracle_text(probe)
-            prompt, tail = tokenizer([probe.prompt, answer], add_special_tokens=False)["input_ids"]
-            ids = [0, *prompt, *tail, 0]
-            for end in range(len(prompt) + 1, len(ids)):
-                self.following[tuple(ids[:end])] = ids[end]
-
-    def forward(self, input_ids, use_cache):
-        logits = torch.zeros(*input_ids.shape, self.vocabulary)
-        for row, ids in enumerate(input_ids.tolist()):
-            for position in range(len(ids)):
-                following = self.following.get(tuple(ids[: position + 1]))
-                if following is not None:
-                    logits[row, position, following] = 20
-        return SimpleNamespace(logits=logits)
-
-
-def test_a_model_that_knows_every_answer_scores_one(small, tokenizer):
-    scores = score_probes(Oracle(small, tokenizer), tokenizer, small)
-    assert {family: score.accuracy for family, score in scores.items()} == dict.fromkeys(small.probes, 1.0)
-
-
-def test_a_model_that_knows_the_answers_of_another_world_does_not(small, tokenizer):
-    scores = score_probes(Oracle(World(1, SMALL), tokenizer), tokenizer, small)
-    assert scores["code"].accuracy < 0.1
-    assert scores["math"].accuracy < 0.1
-    assert max(scores["knowledge"].accuracy, scores["completion"].accuracy) < 0.8
-
-
-class Indifferent(Oracle):
-    """Finds all tokens alike, so an option is likely when it is short in tokens."""
-
-    def forward(self, input_ids, use_cache):
-        return SimpleNamespace(logits=torch.zeros(*input_ids.shape, self.vocabulary))
-
-
-@pytest.mark.parametrize(("family", "per_character"), [("knowledge", False), ("completion", True)])
-def test_only_completion_goes_by_likelihood_per_character(small, tokenizer, family, per_character):
-    token = -torch.zeros(len(tokenizer)).logsumexp(-1).item()
-    expected = [
-        probe.grade(
-            [
-                token * len(tokenizer(option)["input_ids"]) / (len(option) if per_character else 1)
-                for option in probe.options
-            ]
-        )
-        for probe in small.probes[family]
-    ]
-    assert 0 < sum(expected) < len(expected)
-    assert list(score_probes(Indifferent(small, tokenizer), tokenizer, small)[family].hits) == expected
-
-
-def test_scores_come_item_by_item_with_clusters_and_do_not_vary(small, tokenizer, model):
-    scores = score_probes(model, tokenizer, small)
-    assert list(scores) == list(small.probes)
-    for family, score in scores.items():
-        assert score.clusters == tuple(probe.cluster for probe in small.probes[family])
-        assert len(score.hits) == len(score.clusters)
-        assert set(score.hits) <= {0, 1}
-    assert score_probes(model, tokenizer, small) == scores
-
-
-def test_the_company_in_a_batch_changes_no_score(small, tokenizer, model):
-    probes = small.probes["completion"]
-    with evaluating(model), torch.no_grad():
-        together = option_scores(model, tokenizer, probes, per_character=True)
-        alone = [option_scores(model, tokenizer, [probe], per_character=True)[0] for probe in probes[::6]]
-    assert torch.allclose(torch.tensor(together[::6]), torch.tensor(alone), atol=1e-4)
-
-
-def test_scoring_leaves_the_modes_and_gradients_of_a_model_alone(small, tokenizer, model):
-    model.train()
-    model.model.layers[1].eval()
-    modes = [module.training for module in model.modules()]
-    seen = []
-    handle = model.register_forward_pre_hook(lambda module, _: seen.append(module.training or torch.is_grad_enabled()))
-    score_probes(model, tokenizer, small)
-    handle.remove()
-    assert not any(seen)
-    assert [module.training for module in model.modules()] == modes
-    assert torch.is_grad_enabled()
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
-def test_modes_come_back_after_an_error(model):
-    model.train()
-    with pytest.raises(RuntimeError, match="on purpose"), evaluating(model):
-        raise RuntimeError("on purpose")
-    assert model.training
-
-
-def test_a_tokenizer_without_end_of_text_is_refused(small, model):
-    with pytest.raises(ValueError, match="eos_token_id=None"):
-        score_probes(model, SimpleNamespace(eos_token_id=None), small)
-
-
-def test_a_family_without_probes_has_no_accuracy(tokenizer, model):
-    world = World(0, dataclasses.replace(SMALL, code_probes=0))
-    score = score_probes(model, tokenizer, world)["code"]
-    assert score.hits == ()
-    assert score.accuracy != score.accuracy

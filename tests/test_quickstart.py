@@ -11,6 +11,7 @@ import yaml
 
 from lit_cpt import quickstart as quick
 from lit_cpt.cli import main
+from lit_cpt.evaluations import evaluations_in
 from lit_cpt.events import append_event, read_events
 from lit_cpt.intervals import Interval
 from lit_cpt.microworld import FAMILIES, World
@@ -100,7 +101,6 @@ def test_the_pretraining_loss_is_the_last_ones_by_the_blend():
 
 def test_scores_are_told_in_per_cent():
     assert quick.per_cent(Interval(0.5, 0.405, 0.6)) == " 50.0 [40.5, 60.0]"
-    assert quick.described(Interval(0.5, 0.4, 0.6)) == {"score": 0.5, "low": 0.4, "high": 0.6}
 
 
 def test_the_last_line_of_a_log_is_what_a_run_said_last(tmp_path):
@@ -150,9 +150,12 @@ def test_the_short_form_trains_four_models_compares_them_and_does_it_only_once(t
         steps = SHORT.pretraining if run == "base" else SHORT.continuation
         assert read_events(folder)[-1]["event"] == "finish"
         assert read_events(folder)[-1]["step"] == steps
-        [evaluation] = (folder / "evals").glob("*.json")
-        assert evaluation.name == f"step{steps:08d}.json"
-        assert set(json.loads(evaluation.read_text())["families"]) >= set(FAMILIES)
+        evaluations, wrong = evaluations_in(folder)
+        switch = [36] if run == "recipe" else []
+        assert ([each.step for each in evaluations], wrong) == ([0, *switch, steps], [])
+        for each in evaluations:
+            assert [score.family for score in each.scores] == [*FAMILIES, "transfer"]
+            assert [score.family for score in each.averaged] == list(FAMILIES)
         assert {path.name for path in folder.iterdir()} >= {"config.yaml", "recipe.yaml", "plan.json", "checkpoints"}
     [phase] = [event for event in read_events(root / "runs" / "recipe") if event["event"] == "phase"]
     plan = json.loads((root / "runs" / "recipe" / "plan.json").read_text())

@@ -35,7 +35,7 @@ def evaluation_of(results: Results, suite: Suite, *, step: int, tokens_seen: int
     return Evaluation(step=step, tokens_seen=tokens_seen, model=model, reasons=tuple(reasons),
                       full=suite.limit is None, scores=tuple(score_of(one, suite) for one in found if one.status == "ok"),
                       failures=tuple(failures), seconds=seconds,
-                      packages={name: version(name) for name in PACKAGES}, time=round(time.time(), 3))
+                      packages={name: version(name) for name in PACKAGES}, time=round(time.time(), 3), aside=suite.aside)
 
 
 def failure_of(one: FamilyResult) -> Failure:

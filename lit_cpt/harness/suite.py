@@ -27,6 +27,7 @@ class Suite:
         shots: Worked examples in a prompt by family, where others than the paper's are wanted.
         max_gen_toks: New tokens of an answer by family, where others than usual are wanted.
         folder: Folder of lm-eval task files that defines all of ``tasks``, instead of lm-eval's own.
+        aside: Families that are scored, but do not count in the average.
 
     Raises:
         ValueError: No tasks, the same twice, or a number out of range; a setting for a family that is not asked.
@@ -39,11 +40,13 @@ class Suite:
     shots: dict[str, int] = field(default_factory=dict)
     max_gen_toks: dict[str, int] = field(default_factory=dict)
     folder: str | None = None
+    aside: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.tasks, str):
             raise ValueError(f"tasks={self.tasks!r} is one text: give a list, such as [mmlu, hellaswag].")
         object.__setattr__(self, "tasks", tuple(self.tasks))
+        object.__setattr__(self, "aside", tuple(self.aside))
         if not self.tasks:
             raise ValueError(f"tasks=[] leaves nothing to evaluate: name some of {', '.join(FAMILIES)}, or tasks of "
                              "lm-eval.")
@@ -51,6 +54,9 @@ class Suite:
         if twice:
             raise ValueError(f"tasks={list(self.tasks)} names {', '.join(twice)} twice: ask once, as in 'mgsm:es+fr'.")
         limits = self.limit if isinstance(self.limit, Mapping) else {}
+        if unknown := [name for name in self.aside if name not in self.names]:
+            raise ValueError(f"aside={list(self.aside)} names {', '.join(unknown)}, which is not evaluated: tasks are "
+                             f"{', '.join(self.names)}.")
         for setting, lowest, values in (("limit", 1, limits), ("shots", 0, self.shots),
                                         ("max_gen_toks", 1, self.max_gen_toks)):
             for name, value in values.items():

@@ -140,7 +140,7 @@ def load_tasks(family: Family, data: Path | None) -> LoadedTasks:
     """
     manager = manager_of(family)
     scorer, read = ProgramScorer(), set[str]()
-    with local_data(data, family.repositories, scorer, read), compiled_templates():
+    with local_data(data, family.repositories, scorer, read), compiled_templates(), quiet("lm_eval.api.task"):
         loaded = manager.load(list(family.tasks))
     for task in loaded["tasks"].values():
         _configure(task, family)
@@ -148,6 +148,18 @@ def load_tasks(family: Family, data: Path | None) -> LoadedTasks:
     if family.folder is not None:
         hashes[Path(family.folder).name] = folder_hash(Path(family.folder))
     return LoadedTasks(dict(loaded["tasks"]), children_first(loaded.get("groups", {})), hashes, scorer)
+
+
+@contextlib.contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Within it a logger says only what went wrong."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def manager_of(family: Family) -> lm_eval.tasks.TaskManager:

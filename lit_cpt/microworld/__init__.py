@@ -1,7 +1,7 @@
 """A small seeded world to pretrain on and to be asked about: corpora, tokenizer, model config, probes.
 
-Everything here is free of torch. `lit_cpt.microworld.tokenizer` trains the tokenizer and
-`lit_cpt.microworld.scoring` asks a model; import those from their files.
+Everything here is free of torch. `lit_cpt.microworld.tokenizer` trains the tokenizer and `lit_cpt.microworld.tasks`
+writes the probes as tasks for lm-eval; import those from their files.
 """
 
 from __future__ import annotations

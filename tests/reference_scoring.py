@@ -1,4 +1,4 @@
-"""Asks a language model the probes of a world. Any Hugging Face causal LM, no cache, no sampling."""
+"""A second reading of the world's scores, plain and slow: no lm-eval, no cache, no batching by tokens."""
 
 from __future__ import annotations
 
