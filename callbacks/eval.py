@@ -6,7 +6,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,10 +32,10 @@ class EvalCallback(Callback):
 
     All ranks take part, sharded models stay sharded, and training goes on as if nothing had been asked: the same
     losses to the last bit. A family that fails (data missing, out of time, out of memory, an error in its task) is
-    recorded with status, reason and traceback, the others go on, and after some failures in a row it is left out. Scores
-    go to every logger as ``eval/...`` and into ``trainer.callback_metrics``. An evaluation falls between two steps,
-    after the checkpoint of the first, where the Trainer has a `RunCheckpointCallback`: a run that is killed in it loses
-    nothing, and asks again when it resumes.
+    recorded with status, reason and traceback, the others go on, and after some failures in a row it is left out.
+    Scores go to every logger as ``eval/...`` and into ``trainer.callback_metrics``. An evaluation falls between two
+    steps, after the checkpoint of the first where the Trainer has a `RunCheckpointCallback`: a run that is killed in it
+    loses nothing, and asks again when it resumes.
 
     Args:
         suite: What is asked, of which sample.
@@ -167,7 +166,7 @@ class EvalCallback(Callback):
     @staticmethod
     def interrupted(trainer: Trainer) -> Callable[[], bool]:
         """Whether a signal asked the run to stop, so that the evaluation should not hold it up."""
-        watching = [callback for callback in trainer.callbacks if hasattr(callback, "asked_by")]
+        watching = [callback for callback in callbacks_of(trainer) if hasattr(callback, "asked_by")]
         return lambda: any(callback.asked_by is not None for callback in watching)
 
     def count_failures(self, found: Evaluation) -> None:
@@ -215,7 +214,12 @@ def position_of(trainer: Trainer, module: LightningModule) -> Position:
 
 def switches(trainer: Trainer) -> Iterator[dict[str, Any]]:
     """Phases that have begun, as the callback that begins them tells."""
-    return (switch for callback in trainer.callbacks for switch in getattr(callback, "switches", ()))
+    return (switch for callback in callbacks_of(trainer) for switch in getattr(callback, "switches", ()))
+
+
+def callbacks_of(trainer: Any) -> list[Callback]:
+    """The Trainer's callbacks; Lightning does not type them."""
+    return list(trainer.callbacks)
 
 
 def described(module: LightningModule, model: Any) -> str:

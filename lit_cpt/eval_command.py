@@ -34,11 +34,11 @@ def eval_command(arguments: list[str]) -> None:
                         "separated by commas; mgsm:all or mgsm:de+fr for other languages than es, ja, th.")
     parser.add_argument("--data", type=str, metavar="MIRROR", help="What `lit-cpt eval-data fetch` made; left out, "
                         "$LIT_CPT_EVAL_DATA, else the hub.")
-    parser.add_argument("--limit", type=int | dict[str, int] | None, metavar="N", help="Documents of each task, drawn by "
-                        "--seed; also by family: '{mmlu: 20, hellaswag: 500}'. Left out, all.")
+    parser.add_argument("--limit", type=int | dict[str, int] | None, metavar="N", help="Documents of each task, drawn "
+                        "by --seed; also by family: '{mmlu: 20, hellaswag: 500}'. Left out, all.")
     parser.add_argument("--seed", type=int, default=Suite().seed, help="Of the draw.")
-    parser.add_argument("--shots", type=dict[str, int], default={}, help="Worked examples where others than the paper's "
-                        "are wanted: '{mmlu: 0}'.")
+    parser.add_argument("--shots", type=dict[str, int], default={}, help="Worked examples where others than the "
+                        "paper's are wanted: '{mmlu: 0}'.")
     parser.add_argument("--max_gen_toks", type=dict[str, int], default={}, help="New tokens of an answer, by family: "
                         "'{mgsm: 256}'.")
     parser.add_argument("--folder", type=str, help="Folder of lm-eval task files that define the tasks.")

@@ -11,9 +11,9 @@ from lit_cpt.harness.families import FAMILIES, LANGUAGES, PAPER_LANGUAGES
 from lit_cpt.harness.fetching import fetch
 from lit_cpt.harness.mirror import check, describe, needs, read_configs
 
-DESCRIPTION = """Brings the data of MMLU, HellaSwag, HumanEval and MGSM to a folder that evaluations read without a network
-(`fetch`, on a connected machine; then copy the folder), or says what of it is missing or changed (`check`). Example:
-lit-cpt eval-data fetch --data eval-data"""
+DESCRIPTION = """Brings the data of MMLU, HellaSwag, HumanEval and MGSM to a folder that evaluations read without a
+network (`fetch`, on a connected machine; then copy the folder), or says what of it is missing or changed (`check`).
+Example: lit-cpt eval-data fetch --data eval-data"""
 
 
 def eval_data_command(arguments: list[str]) -> None:
@@ -25,13 +25,13 @@ def eval_data_command(arguments: list[str]) -> None:
     asks_help = not {"--help", "-h"}.isdisjoint(arguments[1:])
     deed = arguments[1] if len(arguments) > 1 else ""
     if deed not in ("fetch", "check") and not asks_help:
-        raise ValueError(f"eval-data {deed}: there are `lit-cpt eval-data fetch --data DIR` and `lit-cpt eval-data check "
-                         "--data DIR`.")
+        raise ValueError(f"eval-data {deed}: there are `lit-cpt eval-data fetch --data DIR` and `lit-cpt eval-data "
+                         "check --data DIR`.")
     parser = command_parser("eval-data fetch|check", DESCRIPTION)
     parser.add_argument("--data", type=str, required=True, metavar="DIR", help="Root of the mirror.")
     parser.add_argument("--families", type=str, default=",".join(FAMILIES), help="Which, separated by commas.")
-    parser.add_argument("--languages", type=str, default=",".join(PAPER_LANGUAGES), help="Of MGSM, separated by commas, "
-                        f"or all: {', '.join(LANGUAGES)}.")
+    parser.add_argument("--languages", type=str, default=",".join(PAPER_LANGUAGES), help="Of MGSM, separated by "
+                        f"commas, or all: {', '.join(LANGUAGES)}.")
     parser.add_argument("--from", type=str, metavar="FOLDER", help="fetch: copy from this mirror instead of the hub.")
     given = parse(parser, [word for word in arguments[1:] if word != deed or asks_help])
     families = named(given["families"], tuple(FAMILIES), "family")
@@ -68,7 +68,8 @@ def report(root: Path, families: tuple[str, ...], languages: tuple[str, ...]) ->
     rows, problems = [], []
     for family in families:
         wrong = check(root, repositories_of((family,)), languages)
-        rows.append([family, *sizes(root, repositories_of((family,)), languages), "whole" if not wrong else "not whole"])
+        counted = sizes(root, repositories_of((family,)), languages)
+        rows.append([family, *counted, "not whole" if wrong else "whole"])
         problems += [f"{family}: {one}" for one in wrong]
     print(tabulate(rows, ["family", "documents", "files", ""], disable_numparse=True,
                    colalign=("left", "right", "right", "left")))
@@ -90,7 +91,8 @@ def sizes(root: Path, repositories: list[str], languages: tuple[str, ...]) -> li
             continue
         asked = "validation" if "validation" in need.splits else "test"
         for config in need.configs or configs:
-            for split, paths in configs.get(config, {}).items():
-                found = [facts[path.relative_to(root).as_posix()]["rows"] for path in paths] if split in need.splits else []
+            for split in need.splits:
+                paths = configs.get(config, {}).get(split, ())
+                found = [facts[path.relative_to(root).as_posix()]["rows"] for path in paths]
                 documents, files = documents + sum(found) * (split == asked), files + len(found)
     return [f"{documents:,}", str(files)]

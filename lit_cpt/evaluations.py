@@ -13,7 +13,7 @@ from typing import Any
 
 from lit_cpt.intervals import Interval, average_interval, cluster_interval
 
-KEYS = ("step", "families", "failures", "model")
+SIDES = ("scores", "failures")
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ class FamilyScore:
         hits = [int(hit) if float(hit).is_integer() else hit for hit in self.hits]
         metrics = {task: {name: value for name, value in found.items() if math.isfinite(value)}
                    for task, found in self.metrics.items()}
-        return {**ends, "items": len(self.documents), **plain, "metrics": metrics, "hits": hits, "bits": bits, "documents": list(self.documents),
-                "clusters": list(self.clusters)}
+        return {**ends, "items": len(self.documents), **plain, "metrics": metrics, "hits": hits, "bits": bits,
+                "documents": list(self.documents), "clusters": list(self.clusters)}
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class Failure:
 
     Args:
         family: The family.
-        status: ``unavailable`` (data or sandbox missing), ``error``, ``timeout``, ``oom``, ``nonfinite`` (NaN or infinite
-            answers), or ``disabled`` (it failed too often).
+        status: ``unavailable`` (data or sandbox missing), ``error``, ``timeout``, ``oom``, ``nonfinite`` (NaN or
+            infinite answers), or ``disabled`` (it failed too often).
         reason: In a line.
         traceback: Of the rank it happened on.
         seconds: Until it failed.
@@ -148,11 +148,12 @@ class Evaluation:
         counted = self.averaged
         if not counted or any(one.family not in self.aside for one in self.failures):
             return None
-        return average_interval({one.family: one.hits for one in counted}, {one.family: one.clusters for one in counted})
+        return average_interval({one.family: one.hits for one in counted},
+                                {one.family: one.clusters for one in counted})
 
     def describe(self) -> dict[str, Any]:
         """Plain values for strict JSON, as a report reads them."""
-        plain = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("scores", "failures")}
+        plain = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in SIDES}
         average = self.average
         return {**plain, "reasons": list(self.reasons),
                 "families": {one.family: one.describe() for one in self.scores},
@@ -173,7 +174,7 @@ class Evaluation:
                            for name, one in plain["families"].items())
             failures = tuple(Failure(name, **one) for name, one in plain["failures"].items())
             rest = {item.name: as_tuple(plain[item.name]) for item in fields(cls)
-                    if item.name not in ("scores", "failures")}
+                    if item.name not in SIDES}
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"it is no evaluation: {type(error).__name__} {error}") from None
         return cls(scores=scores, failures=failures, **rest)
@@ -188,8 +189,8 @@ class Evaluation:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{path}: there is no such file. Give one that `lit-cpt eval --json FILE` wrote, or "
-                                    "RUN/evals/step########.json.")
+            raise FileNotFoundError(f"{path}: there is no such file. Give one that `lit-cpt eval --json FILE` wrote, "
+                                    "or RUN/evals/step########.json.")
         try:
             return cls.of(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, UnicodeDecodeError) as error:

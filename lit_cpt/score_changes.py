@@ -96,11 +96,11 @@ def shared(first: FamilyScore, second: FamilyScore) -> Shared | None:
     known = dict(zip(first.documents, zip_longest(first.hits, first.bits), strict=False))
     both = [(*known[name], hit, bits, cluster) for name, hit, bits, cluster
             in zip_longest(second.documents, second.hits, second.bits, second.clusters) if name in known]
-    hits = [(before, after, cluster) for before, _, after, _, cluster in both if None not in (before, after)]
-    bits = [(after - before, cluster) for _, before, _, after, cluster in both if None not in (before, after)]
-    if not hits:
-        return None
-    return Shared(*zip(*hits, strict=True), *(zip(*bits, strict=True) if bits else ()))  # type: ignore[arg-type]
+    hits = [(before, after, cluster) for before, _, after, _, cluster in both
+            if before is not None and after is not None]
+    bits = [(after - before, cluster) for _, before, _, after, cluster in both
+            if before is not None and after is not None]
+    return Shared(*zip(*hits, strict=True), *(zip(*bits, strict=True) if bits else ())) if hits else None
 
 
 def change_since(baseline: Evaluation | None, score: FamilyScore) -> float | None:
@@ -139,7 +139,7 @@ def tags(evaluation: Evaluation, baseline: Evaluation | None) -> dict[str, float
         for task, metrics in score.metrics.items():
             if task == score.family or few or task in GROUPS:
                 found |= {f"eval/{task}/{name}": value for name, value in metrics.items()
-                          if not name.endswith("_stderr")}
+                          if not name.endswith("stderr")}
         if (change := change_since(baseline, score)) is not None and baseline is not evaluation:
             found[f"eval/{score.family}/change"] = change
         found |= {f"eval/{score.family}/ok": 1.0, f"eval/{score.family}/seconds": score.seconds}
@@ -173,7 +173,8 @@ def compare(first: Evaluation, second: Evaluation) -> Comparison:
 
 def notes_on(first: Evaluation, second: Evaluation) -> list[str]:
     """What a reader must know before believing a difference."""
-    names = dict.fromkeys([one.family for side in (first, second) for one in (*side.scores, *side.failures)])
+    names = dict.fromkeys([*(score.family for side in (first, second) for score in side.scores),
+                           *(failure.family for side in (first, second) for failure in side.failures)])
     return [note for name in names for note in notes_on_family(name, first, second)] + [
         f"made with {package} {first.packages.get(package)} and {second.packages.get(package)}"
         for package in dict.fromkeys([*first.packages, *second.packages])
@@ -182,8 +183,8 @@ def notes_on(first: Evaluation, second: Evaluation) -> list[str]:
 
 def notes_on_family(name: str, first: Evaluation, second: Evaluation) -> list[str]:
     """The same for one family."""
-    failed = [f"{name}: {one.status} in the {place} ({one.reason})" for place, side in
-              (("first", first), ("second", second)) for one in side.failures if one.family == name]
+    failed = [f"{name}: {failure.status} in the {place} ({failure.reason})" for place, side in
+              (("first", first), ("second", second)) for failure in side.failures if failure.family == name]
     one, other = first.score(name), second.score(name)
     if one is None or other is None:
         return failed or [f"{name}: only in the {'second' if one is None else 'first'}"]

@@ -1,5 +1,4 @@
-"""Evaluates a model outside of training: a checkpoint of ours, a Hugging Face folder, or a hub name; by one process or
-by all that torchrun started."""
+"""Evaluates a model outside of training, by one process or by all that torchrun started."""
 
 from __future__ import annotations
 

@@ -12,9 +12,12 @@ import yaml
 from lightning.pytorch import Trainer
 
 import lit_cpt
+from lit_cpt.callbacks import EvalCallback
 from lit_cpt.cli import main
 from lit_cpt.data import BlendDataModule
+from lit_cpt.harness import Effort, Suite
 from lit_cpt.module import ContinuedPretraining
+from lit_cpt.occasions import Occasions
 from lit_cpt.recipe import AdamW, Phase, Recipe, Trigger
 from lit_cpt.settings import SHIPPED, find_config, read_config
 
@@ -22,7 +25,8 @@ ROOT = Path(__file__).parent.parent / "configs"
 NAMES = sorted(str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.rglob("*.yaml"))
 RECIPES, HARDWARE = ([name for name in NAMES if name.startswith(part)] for part in ("recipes/", "hardware/"))
 GROUPS = {"trainer": Trainer, "data": BlendDataModule, "model": ContinuedPretraining, "recipe": Recipe,
-          "optimizer": AdamW, "when": Trigger, "phases": Phase}
+          "optimizer": AdamW, "when": Trigger, "phases": Phase, "suite": Suite, "effort": Effort}
+OF_ONE = {(EvalCallback, "when"): Occasions}  # arguments that mean something else in one class
 named = pytest.mark.parametrize("name", NAMES)
 
 
@@ -44,7 +48,7 @@ def at_their_default(values, kind, where):
             if isinstance(item, dict) and "class_path" in item:
                 yield from at_their_default(item.get("init_args", {}), class_of(item["class_path"]), f"{where}.{key}")
             elif isinstance(item, dict) and name in GROUPS:
-                yield from at_their_default(item, GROUPS[name], f"{where}.{key}")
+                yield from at_their_default(item, OF_ONE.get((kind, name), GROUPS[name]), f"{where}.{key}")
 
 
 @named

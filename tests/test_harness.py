@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from lit_cpt.harness import FAMILIES, Effort, Family, FamilyResult, Results, Score, Suite, family
 from lit_cpt.harness.families import LANGUAGES, mgsm_tasks
 from lit_cpt.harness.results import mean_score

@@ -15,7 +15,7 @@ from harness_world import build_mirror, whole_mirror
 from hub_server import serving
 
 from lit_cpt.cli import main
-from lit_cpt.harness.families import FAMILIES, LANGUAGES
+from lit_cpt.harness.families import FAMILIES
 from lit_cpt.harness.fetching import complete_header, configs_by_place, fetch
 from lit_cpt.harness.mirror import MANIFEST, check, data_hash, mmlu_subjects, needs, read_configs, write_manifest
 
@@ -185,38 +185,3 @@ def test_a_header_tells_where_the_files_lie(tmp_path):
     complete_header(tmp_path)
     assert {config: set(splits) for config, splits in read_configs(tmp_path).items()} == {
         "es": {"test", "train"}, "ja": {"test"}}
-
-
-# The command -------------------------------------------------------------------------------------------
-
-
-def test_check_says_what_is_there(mirror, capsys):
-    assert main(["eval-data", "check", "--data", str(mirror)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split() for line in lines[2:]] == [["mmlu", "57", "114", "whole"], ["hellaswag", "1", "2", "whole"],
-                                                    ["humaneval", "1", "1", "whole"], ["mgsm", "3", "6", "whole"]]
-
-
-def test_check_names_what_is_wrong_and_how_to_mend_it(mirror, capsys):
-    (mirror / "cais/mmlu/virology/test-00000-of-00001.parquet").unlink()
-    assert main(["eval-data", "check", "--data", str(mirror)]) == 2
-    said = capsys.readouterr()
-    assert "cais/mmlu has no files for split 'test' of 'virology'" in said.out
-    assert f"lit-cpt eval-data fetch --data {mirror}" in said.err
-
-
-def test_other_languages_are_checked_where_they_are_asked_for(mirror, capsys):
-    assert main(["eval-data", "check", "--data", str(mirror), "--families", "mgsm", "--languages", "es,de"]) == 2
-    assert "juletxara/mgsm lacks config 'de'" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("arguments", "said"), [
-    (["eval-data"], "there are `lit-cpt eval-data fetch --data DIR`"),
-    (["eval-data", "chek", "--data", "x"], "eval-data chek"),
-    (["eval-data", "check"], "data"),
-    (["eval-data", "check", "--data", "x", "--families", "mmul"], "there is no family mmul; there are mmlu"),
-    (["eval-data", "check", "--data", "x", "--languages", "xx"], f"no language xx; there are {', '.join(LANGUAGES)}"),
-])
-def test_mistakes_are_one_line(capsys, arguments, said):
-    assert main(arguments) == 2
-    assert said in capsys.readouterr().err

@@ -135,7 +135,8 @@ def test_stock_lm_eval_scores_the_tasks_alike(small, tokenizer, folder):
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    loaded = TaskManager(include_defaults=False, include_path=str(folder / "tasks")).load(["knowledge", "completion", "math"])
+    manager = TaskManager(include_defaults=False, include_path=str(folder / "tasks"))
+    loaded = manager.load(["knowledge", "completion", "math"])
     found = lm_eval.evaluate(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16), loaded, bootstrap_iters=0)
     ours = asked(model, tokenizer, folder)
     for name, metric in (("knowledge", "acc,none"), ("completion", "acc_norm,none"), ("math", "acc,none")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 import pytest
@@ -14,7 +15,7 @@ from lit_cpt.occasions import Occasions, Position
 def walk(when, steps, tokens_per_step=1000):
     """step -> reasons, for a run of ``steps`` steps."""
     places = [Position(step, step * tokens_per_step, step / steps) for step in range(steps + 1)]
-    found = {now.step: when.reasons(before, now) for before, now in zip(places, places[1:], strict=False)}
+    found = {now.step: when.reasons(before, now) for before, now in itertools.pairwise(places)}
     return {step: reasons for step, reasons in found.items() if reasons}
 
 
@@ -28,7 +29,8 @@ def test_fractions_fall_on_the_step_that_reaches_them():
 
 
 def test_one_evaluation_serves_all_reasons_of_a_step():
-    assert walk(Occasions(every_steps=5, every_tokens=5000, fractions=(0.55,)), 9) == {5: ("tokens", "steps", "fraction")}
+    when = Occasions(every_steps=5, every_tokens=5000, fractions=(0.55,))
+    assert walk(when, 9) == {5: ("tokens", "steps", "fraction")}
 
 
 @given(st.integers(1, 400), st.lists(st.floats(0.001, 1.0), max_size=4, unique=True), st.integers(1, 10**6))

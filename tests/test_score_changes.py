@@ -8,8 +8,15 @@ import pytest
 from test_evaluations import evaluation, score
 
 from lit_cpt.evaluations import Failure
-from lit_cpt.score_changes import (change_since, compare, render_comparison, render_evaluation, shared, summary_line,
-                                   tags)
+from lit_cpt.score_changes import (
+    change_since,
+    compare,
+    render_comparison,
+    render_evaluation,
+    shared,
+    summary_line,
+    tags,
+)
 
 
 def test_documents_are_paired_by_name_whatever_their_number_and_order():
@@ -96,7 +103,8 @@ def test_versions_and_failures_are_said():
 
 
 def test_nothing_to_compare_is_said():
-    assert render_comparison(compare(evaluation(score()), evaluation(score("arc"))), ("a", "b")).startswith("Nothing can")
+    found = compare(evaluation(score()), evaluation(score("arc")))
+    assert render_comparison(found, ("a", "b")).startswith("Nothing can be compared")
 
 
 def test_an_evaluation_is_a_table_with_its_failures_below():

@@ -122,8 +122,8 @@ def evaluate(model: nn.Module, tokenizer: Any, families: Sequence[str | Family],
     ranks = Ranks(network.device, sharded and not chosen.gather_weights, group,
                   None if deadline is None else time.monotonic() + deadline, interrupted)
     results = Results(settings={
-        "limit": limits or limit, "seed": seed, "token_budget": token_budget, **asdict(chosen), "window": network.window,
-        "ranks": ranks.size, "tokenizer": str(tokenizer.name_or_path),
+        "limit": limits or limit, "seed": seed, "token_budget": token_budget, **asdict(chosen),
+        "window": network.window, "ranks": ranks.size, "tokenizer": str(tokenizer.name_or_path),
         "versions": {name: version(name) for name in PACKAGES}})
     folder = None if data is None else Path(data)
     with eval_guard(model), sharded_again(model, chosen.gather_weights):

@@ -82,8 +82,8 @@ def download(name: str, target: Path, need: Need, revision: str | None) -> None:
     bring(name, target, list(need.files), revision)
     if not any(path.suffix == ".parquet" for path in files_of(target.parent, [target.name])):
         log.info("%s has no parquet files of its own: taking the hub's conversion", name)
-        bring(name, target, [f"{config}/{split}/*.parquet" for config in need.configs or ("*",) for split in need.splits],
-              CONVERTED)
+        places = [f"{config}/{split}/*.parquet" for config in need.configs or ("*",) for split in need.splits]
+        bring(name, target, places, CONVERTED)
 
 
 def bring(name: str, target: Path, patterns: list[str], revision: str | None) -> None:
@@ -91,16 +91,17 @@ def bring(name: str, target: Path, patterns: list[str], revision: str | None) ->
     from huggingface_hub import constants, errors, snapshot_download
 
     if constants.is_offline_mode():
-        raise Unreachable(f"{name} cannot be fetched: HF_HUB_OFFLINE is set. Unset it on a machine with a connection, and "
-                          "copy the mirror from there.")
+        raise Unreachable(f"{name} cannot be fetched: HF_HUB_OFFLINE is set. Unset it on a machine with a connection, "
+                          "and copy the mirror from there.")
     try:
         snapshot_download(name, repo_type="dataset", revision=revision, local_dir=target, allow_patterns=patterns)
     except errors.LocalEntryNotFoundError as error:
-        raise Unreachable(f"{name} cannot be fetched: {constants.ENDPOINT} does not answer ({cause(error)}). Fetch on a "
-                          "machine with a connection and copy the mirror, or name another hub with HF_ENDPOINT.") from error
+        raise Unreachable(f"{name} cannot be fetched: {constants.ENDPOINT} does not answer ({cause(error)}). Fetch on "
+                          "a machine with a connection and copy the mirror, or name another hub with HF_ENDPOINT."
+                          ) from error
     except (errors.HfHubHTTPError, ConnectionError) as error:
-        raise Unreachable(f"{name} cannot be fetched: {constants.ENDPOINT} refuses it ({cause(error)}). If it asks for an "
-                          "account, log in with `hf auth login`.") from error
+        raise Unreachable(f"{name} cannot be fetched: {constants.ENDPOINT} refuses it ({cause(error)}). If it asks for "
+                          "an account, log in with `hf auth login`.") from error
 
 
 def cause(error: BaseException) -> str:
@@ -111,7 +112,7 @@ def cause(error: BaseException) -> str:
 
 
 def complete_header(repository: Path) -> None:
-    """Give a README without a ``configs:`` header one that names the files as they lie; without it nobody finds them."""
+    """Give a README without a ``configs:`` header one that names the files as they lie: nobody finds them otherwise."""
     try:
         read_configs(repository)
     except FileNotFoundError:

@@ -32,18 +32,19 @@ def evaluation_of(results: Results, suite: Suite, *, step: int, tokens_seen: int
     found = list(results.families.values())
     failures = [failure_of(one) for one in found if one.status != "ok"]
     failures += [Failure(name, "disabled", reason, None, 0.0) for name, reason in (left_out or {}).items()]
-    return Evaluation(step=step, tokens_seen=tokens_seen, model=model, reasons=tuple(reasons),
-                      full=suite.limit is None, scores=tuple(score_of(one, suite) for one in found if one.status == "ok"),
-                      failures=tuple(failures), seconds=seconds,
-                      packages={name: version(name) for name in PACKAGES}, time=round(time.time(), 3), aside=suite.aside)
+    return Evaluation(
+        step=step, tokens_seen=tokens_seen, model=model, reasons=tuple(reasons), full=suite.limit is None,
+        scores=tuple(score_of(one, suite) for one in found if one.status == "ok"), failures=tuple(failures),
+        seconds=seconds, packages={name: version(name) for name in PACKAGES}, time=round(time.time(), 3),
+        aside=suite.aside)
 
 
 def failure_of(one: FamilyResult) -> Failure:
     """A family without a score that counts."""
     reason = one.error or "no reason is known"
     if one.status == "nonfinite":
-        reason = (f"{one.counts.get('nonfinite', 0)} of {one.counts.get('documents', 0)} documents have no finite answer: "
-                  "the model's weights or activations are NaN or infinite")
+        reason = (f"{one.counts.get('nonfinite', 0)} of {one.counts.get('documents', 0)} documents have no finite "
+                  "answer: the model's weights or activations are NaN or infinite")
     return Failure(one.name, one.status, reason, one.traceback, one.seconds.get("total", 0.0))
 
 

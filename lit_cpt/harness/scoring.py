@@ -59,8 +59,7 @@ def metric_name(metric: str, filtered_by: str) -> str:
 
 
 def cluster(family: Family, task: str, document: Document) -> str:
-    """What a document stands or falls together with: its own ``cluster`` column, its likes in other languages, or it
-    alone."""
+    """What a document stands or falls together with: by its own ``cluster`` column, or in other languages, or alone."""
     named = document.content.get("cluster")
     return f"{family.name if family.parallel else short_name(task)}/{document.number if named is None else named}"
 

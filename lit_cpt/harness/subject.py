@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 
 def model_of(module: Any, given: Any = None) -> nn.Module:
@@ -31,12 +32,8 @@ def model_of(module: Any, given: Any = None) -> nn.Module:
 
 
 def inner(model: nn.Module) -> nn.Module:
-    """What a wrapper such as DistributedDataParallel or `torch.compile` holds; else the model itself."""
-    for name in ("module", "_orig_mod"):
-        held = getattr(model, name, None)
-        if isinstance(held, nn.Module):
-            return inner(held)
-    return model
+    """What a DistributedDataParallel holds; else the model itself. A compiled model passes its model's config on."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def tokenizer_of(module: Any, given: Any = None) -> Any:
@@ -44,8 +41,8 @@ def tokenizer_of(module: Any, given: Any = None) -> Any:
 
     Args:
         module: A LightningModule.
-        given: A tokenizer of transformers, or a folder or hub name with one; None takes ``module.tokenizer``, or that of
-            the model which ``module.pretrained`` or ``module.architecture`` names.
+        given: A tokenizer of transformers, or a folder or hub name with one; None takes ``module.tokenizer``, or that
+            of the model which ``module.pretrained`` or ``module.architecture`` names.
 
     Raises:
         ValueError: Nothing names one, or what is named cannot be read.
@@ -57,8 +54,8 @@ def tokenizer_of(module: Any, given: Any = None) -> Any:
             return found
         if isinstance(found, (str, Path)):
             return read_tokenizer(found)
-    raise ValueError(f"{type(module).__name__} names no tokenizer: pass EvalCallback(tokenizer=...), one of transformers "
-                     "or the folder it was saved in.")
+    raise ValueError(f"{type(module).__name__} names no tokenizer: pass EvalCallback(tokenizer=...), one of "
+                     "transformers or the folder it was saved in.")
 
 
 def read_tokenizer(place: str | Path) -> Any:

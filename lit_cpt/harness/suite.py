@@ -61,9 +61,11 @@ class Suite:
                                         ("max_gen_toks", 1, self.max_gen_toks)):
             for name, value in values.items():
                 if name not in self.names:
-                    raise ValueError(f"{setting} for {name!r}, which is not evaluated: tasks are {', '.join(self.names)}.")
+                    raise ValueError(f"{setting} for {name!r}, which is not evaluated: tasks are "
+                                     f"{', '.join(self.names)}.")
                 if value < lowest:
-                    raise ValueError(f"{setting}={value} of {name} must be {lowest} or more; leave it out for the usual.")
+                    raise ValueError(f"{setting}={value} of {name} must be {lowest} or more; leave it out for the "
+                                     "usual.")
         if isinstance(self.limit, int) and self.limit < 1:
             raise ValueError(f"limit={self.limit} must be 1 or more documents of each task; leave it out for all.")
 

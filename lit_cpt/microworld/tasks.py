@@ -104,7 +104,8 @@ def questions(path: Path) -> Any:
 def grade_code(document: Mapping[str, Any], answers: Sequence[str]) -> dict[str, int]:
     """1 when the body that the answer begins with returns what the reference does, every time."""
     arguments = tuple(tuple(each) if isinstance(each, list) else each for each in json.loads(document["arguments"]))
-    probe = CodeProbe(document["prompt"], document["reference"], document["function"], arguments, document["cluster"], ())
+    probe = CodeProbe(document["prompt"], document["reference"], document["function"], arguments,
+                      document["cluster"], ())
     return {"acc": probe.grade(answers[0])}
 
 
