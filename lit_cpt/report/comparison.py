@@ -50,11 +50,16 @@ def compare(runs: Mapping[str, Run], control: str) -> list[Row]:
         ValueError: ``control`` is none of the runs.
     """
     known(control, runs)
-    finals = {name: run.evals[-1] for name, run in runs.items() if run.evals}
-    families = dict.fromkeys(family for final in finals.values() for family in final["families"])
+    finals = {name: run.scored[-1] for name, run in runs.items() if run.scored}
+    families = dict.fromkeys(family for final in finals.values() for family in scored_families(final))
     return [row(family, name, final, finals.get(control) if name != control else None)
             for family in (*families, AVERAGE) for name, final in finals.items()
-            if family == AVERAGE or family in final["families"]]
+            if (final["average"] if family == AVERAGE else family in scored_families(final))]
+
+
+def scored_families(evaluation: dict[str, Any]) -> list[str]:
+    """The families of an evaluation that have a score."""
+    return [name for name, family in evaluation["families"].items() if family["score"] is not None]
 
 
 def known(control: str, runs: Mapping[str, Run]) -> str:
@@ -72,7 +77,7 @@ def row(family: str, name: str, final: dict[str, Any], reference: dict[str, Any]
                 sum(final["families"][each]["items"] for each in families), set(families) <= set(averaged(final)))
     if reference is None:
         return plain
-    if family == AVERAGE and set(families) != set(averaged(reference)):
+    if family == AVERAGE and (not reference["average"] or set(families) != set(averaged(reference))):
         return replace(plain, unpaired="other families")
     if unpaired := why_unpaired(final["families"], reference["families"], families):
         return replace(plain, unpaired=unpaired)

@@ -16,7 +16,7 @@ from lit_cpt.report.markup import escaped, paragraph, section
 from lit_cpt.report.palette import run_colours
 from lit_cpt.report.plan_chart import plan_figure
 from lit_cpt.report.plots import plot_losses, plot_plan
-from lit_cpt.report.run_charts import loss_panel, scores_figure
+from lit_cpt.report.run_charts import loss_panel, score_panel, scores_figure
 from lit_cpt.report.runs import BASE, Run, load_run, sources_of
 from lit_cpt.report.stylesheet import stylesheet
 from lit_cpt.units import format_count
@@ -68,7 +68,7 @@ def page(runs: Mapping[str, Run], title: str, control: str, subject: Run, notes:
         f"<header>\n<h1>{escaped(title)}</h1>\n{paragraph(facts(runs), 'facts')}",
         f"{paragraph(verdict(runs, control, rows), 'verdict')}{missing(runs)}",
         "".join(paragraph(note) for note in notes) + "</header>\n",
-        plan_section(subject), score_section(rows, colours, control), loss_section(runs, colours),
+        plan_section(subject), score_section(runs, rows, colours, control), loss_section(runs, colours),
         section("Switches", tables.switch_table(runs)), section("Events", tables.event_table(runs)),
         section("Recipe", recipes(runs)),
     ])
@@ -104,16 +104,27 @@ def plan_section(subject: Run) -> str:
                    tables.plan_table(subject.plan))
 
 
-def score_section(rows: list[Row], colours: Mapping[str, str], control: str) -> str:
-    """Scores, then differences to the control."""
+def score_section(runs: Mapping[str, Run], rows: list[Row], colours: Mapping[str, str], control: str) -> str:
+    """Scores, then differences to the control, then how they came about and what failed."""
     if not rows:
-        return ""
+        return section("What was gained", tables.failure_table(runs))
     names = list(dict.fromkeys(row.run for row in rows))
     chart = figure(partial(scores_figure, rows, colours), "scores", "Scores with 95 % intervals", (WIDE, NARROW))
     limits = ("The intervals come from resampling clusters of items. They cover which items were drawn, not another "
               "training seed or another base model.")
     return section("What was gained", legend(names, colours), chart, tables.score_table(rows),
-                   tables.difference_table(rows, control), paragraph(limits, "small"))
+                   tables.difference_table(rows, control), paragraph(limits, "small"), tables.bits_table(runs),
+                   score_panels(runs, rows, colours), tables.failure_table(runs))
+
+
+def score_panels(runs: Mapping[str, Run], rows: list[Row], colours: Mapping[str, str]) -> str:
+    """Each family's score over the runs, where one was evaluated more than once."""
+    if all(len(run.scored) < 2 for name, run in runs.items() if name != BASE):
+        return ""
+    charts = "".join(figure(lambda width, family=family: score_panel(runs, colours, family, width),  # type: ignore[misc]
+                            f"over{place}", f"Score in {family} over the run", (PANEL,))
+                     for place, family in enumerate(dict.fromkeys(row.family for row in rows)))
+    return f'<div class="panels">\n{charts}</div>\n'
 
 
 def loss_section(runs: Mapping[str, Run], colours: Mapping[str, str]) -> str:

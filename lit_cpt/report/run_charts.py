@@ -65,6 +65,27 @@ def draw_losses(axes: Axes, runs: Mapping[str, Run], colours: Mapping[str, str],
     axes.yaxis.set_major_locator(MaxNLocator(4))
 
 
+def score_panel(runs: Mapping[str, Run], colours: Mapping[str, str], family: str, width: float) -> Figure:
+    """A family's score over a run; the base as a level where it ended."""
+    figure = Figure(figsize=(width, 0.65 * width), layout="constrained")
+    axes = figure.subplots()
+    trained = {name: run for name, run in runs.items() if name != BASE}
+    scales = {name: run.tokens_per_step for name, run in trained.items()}
+    in_tokens = all(scales.values())
+    for name, run in trained.items():
+        if points := run.score_points(family):
+            draw_line(axes, points, (scales[name] or 1.0) if in_tokens else 1.0, LIGHT[colours[name]], "o")
+    if BASE in runs and (points := runs[BASE].score_points(family)):
+        axes.axhline(points[-1][1], color=LIGHT["base"], linestyle=":", linewidth=1.6)
+    axes.set_title(printable(family))
+    axes.set_xlabel("tokens seen" if in_tokens else "optimizer step")
+    axes.xaxis.set_major_formatter(COUNTS)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    return figure
+
+
 def draw_line(axes: Axes, points: Points, scale: float, colour: str, marker: str) -> None:
     """One line; beyond `POINTS` points its mean, over a band from the least to the greatest of each stretch."""
     steps, values = np.array(points, dtype=np.float64).T

@@ -55,12 +55,29 @@ class Run:
         return {name: points for name, points in finite.items() if points}
 
     @property
+    def scored(self) -> list[dict[str, Any]]:
+        """The evaluations that have a score."""
+        return [eval_ for eval_ in self.evals if any(one["score"] is not None for one in eval_["families"].values())]
+
+    def score_points(self, family: str) -> Points:
+        """(step, per cent) of a family, or of the ``average``, over the evaluations."""
+        found = [(eval_["step"], eval_["average"] if family == "average" else eval_["families"].get(family))
+                 for eval_ in self.scored]
+        return [(step, 100 * one["score"]) for step, one in found if one and one["score"] is not None]
+
+    @property
+    def failures(self) -> list[tuple[int, str, dict[str, Any]]]:
+        """(step, family, what is known) of every family that an evaluation could not score."""
+        return [(eval_["step"], family, failure) for eval_ in self.evals
+                for family, failure in eval_.get("failures", {}).items()]
+
+    @property
     def tokens_per_step(self) -> float | None:
         """Tokens of an optimizer step: from the plan, else from the last count logged; None if neither is there."""
         if self.plan:
             return float(self.plan["tokens_per_step"])
         counted = [(step, tokens) for step, tokens in self.scalars.get("train/tokens_seen", []) if step > 0]
-        counted += [(eval_["step"], eval_.get("tokens_seen", 0)) for eval_ in self.evals if eval_["step"] > 0]
+        counted += [(eval_["step"], eval_.get("tokens_seen") or 0) for eval_ in self.evals if eval_["step"] > 0]
         return counted[-1][1] / counted[-1][0] if counted and counted[-1][1] else None
 
 

@@ -48,6 +48,30 @@ def change(row: Row) -> Cell:
     return Cell("–", row.unpaired or "no control") if row.difference is None else difference_cell(row.difference)
 
 
+def bits_table(runs: Mapping[str, Run]) -> str:
+    """Families × runs: bits per byte of the right answer in the last evaluation."""
+    last = {name: run.scored[-1]["families"] for name, run in runs.items() if run.scored}
+    families = dict.fromkeys(family for found in last.values() for family, one in found.items()
+                             if one.get("bits_per_byte") is not None)
+    lines: list[list[str | Cell]] = [
+        [family, *(Cell("–" if (value := found.get(family, {}).get("bits_per_byte")) is None else f"{value:.3f}")
+                   for found in last.values())] for family in families]
+    return table("Bits per byte of the right answer, last evaluation; less is better", ["family", *last],
+                 lines) if lines else ""
+
+
+def failure_table(runs: Mapping[str, Run]) -> str:
+    """What could not be evaluated, and why; a family that stays out is told once."""
+    lines: list[list[str | Cell]] = []
+    for name, run in runs.items():
+        told: dict[tuple[str, str], list[int]] = {}
+        for step, family, failure in run.failures:
+            told.setdefault((family, f"{failure['status']}: {failure['reason']}"), []).append(step)
+        lines += [[name, family, spoken(reason), ", ".join(f"{step:,}" for step in steps[:6]) + " …" * (len(steps) > 6)]
+                  for (family, reason), steps in told.items()]
+    return table("Families without a score", ["run", "family", "why", "at step"], lines, "words") if lines else ""
+
+
 def loss_table(runs: Mapping[str, Run]) -> str:
     """Sources × (start, runs): the last validation loss and how far it is from the start."""
     start = starting_losses(runs)
