@@ -87,7 +87,11 @@ class EvalCallback(Callback):
         done = evaluations_in(trainer.default_root_dir)[0] if trainer.ckpt_path else []
         self.baseline = done[0] if done else None
         step = trainer.global_step
-        self.checked, self.evaluated = -1, step if any(one.step == step for one in done) else -1
+        self.checked = self.evaluated = -1
+        for one in done:
+            if one.step == step:  # the checkpoint that is resumed was evaluated already
+                self.evaluated = step
+                show(trainer, tags(one, self.baseline))
         if step == 0 and "start" in self.when.turns and self.evaluated != 0:
             self.evaluate(trainer, pl_module, ("start",))
 
@@ -187,9 +191,12 @@ class EvalCallback(Callback):
         """Log, write, record."""
         values = tags(found, self.baseline)
         self.baseline, baseline = self.baseline or found, self.baseline
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=found.step)
+        if (publish := getattr(pl_module, "publish", None)) is not None:
+            publish(values)  # a run of lit_cpt keeps what it published in its checkpoints
+        else:
+            for logger in trainer.loggers:
+                logger.log_metrics(values, step=found.step)
+            show(trainer, values)
         if not trainer.is_global_zero:
             return
         log.info("%s", summary_line(found, baseline))
@@ -201,6 +208,11 @@ class EvalCallback(Callback):
             record("evaluation", reasons=list(found.reasons), seconds=round(found.seconds, 1),
                    scores={score.family: score.interval.value for score in found.scores},
                    failures={one.family: f"{one.status}: {one.reason}" for one in found.failures})
+
+
+def show(trainer: Trainer, values: dict[str, float]) -> None:
+    """Let others find ``values`` in ``trainer.callback_metrics``."""
+    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
 
 
 def position_of(trainer: Trainer, module: LightningModule) -> Position:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import make_trainer
+import yaml
+from conftest import LENGTH, make_trainer
 from harness_world import SUBJECTS, build_mirror, build_model, build_tokenizer
 from torch.utils.data import DataLoader
 
 from lit_cpt.callbacks import EvalCallback, GracefulStopCallback, RunCheckpointCallback
+from lit_cpt.cli import main
+from lit_cpt.events import read_events
 from lit_cpt.harness import Effort, Suite
 from lit_cpt.occasions import Occasions
+from lit_cpt.sandbox import Sandbox, SandboxUnavailable
 
 MMLU = [f"mmlu_{name}" for name in SUBJECTS]
 ROOM = {"humaneval": 8, "mgsm": 8}
@@ -339,3 +347,65 @@ def test_model_and_tokenizer_are_found_where_they_usually_are(world, tmp_path):
     suite = Suite(["hellaswag"], data=str(world[0]), limit=1)
     train(tmp_path, 1, EvalCallback(suite, Occasions(turns=("end",))), module=Usual())
     assert "hellaswag" in files(tmp_path)[1]["families"]
+
+
+def test_a_phase_may_begin_by_a_score(world, tmp_path, sources):
+    build_model().save_pretrained(tmp_path / "model")
+    world[1].save_pretrained(tmp_path / "tokenizer")
+    asked = {"class_path": "lit_cpt.callbacks.EvalCallback", "init_args": {
+        "suite": {"tasks": ["hellaswag"], "data": str(world[0]), "limit": 2}, "effort": {"token_budget": 512},
+        "when": {"every_steps": 3, "turns": ["phase"]}, "tokenizer": str(tmp_path / "tokenizer")}}
+    phases = [{"name": "one", "blend": {"weights": {"a": 0.5, "b": 0.5}}},
+              {"name": "two", "blend": {"weights": {"a": 0.1, "b": 0.9}},
+               "when": {"metric": "eval/hellaswag/ok > 0.5"}}]
+    config = {"recipe": {"token_horizon": 8 * 4 * LENGTH, "phases": phases,
+                         "curve": {"class_path": "Cosine", "init_args": {"eta_max": 1e-3}}},
+              "model": {"pretrained": str(tmp_path / "model")},
+              "data": {"sources": sources, "sequence_length": LENGTH, "global_batch": 4, "micro_batch": 4,
+                       "workers": 0},
+              "trainer": {"log_every_n_steps": 1, "callbacks+": [asked]}}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", "base", "--config", "hardware/cpu", "--config", str(tmp_path / "run.yaml"), "--run",
+                 str(tmp_path / "run")]) == 0
+    [phase] = [event for event in read_events(tmp_path / "run") if event["event"] == "phase"]
+    assert (phase["phase"], phase["step"]) == ("two", 4)  # asked after step 3, judged at the end of step 4
+    assert list(files(tmp_path / "run")) == [3, 4, 6]
+
+
+def test_programs_are_scored_in_the_real_sandbox_though_one_of_its_processes_is_killed(world, tmp_path):
+    try:
+        Sandbox().close()
+    except SandboxUnavailable as error:
+        pytest.skip(str(error))
+    stop, killed = threading.Event(), []
+
+    def kill():
+        """The first two sandboxes, while they score the answers."""
+        while not stop.is_set() and len(killed) < 2:
+            opened = one.sandbox.opened
+            for process in list(opened.cells.running) if opened is not None and asking else ():
+                os.kill(process.pid, signal.SIGKILL)
+                killed.append(process.pid)
+            time.sleep(0.001)
+
+    asking = []
+
+    class Asking(EvalCallback):
+        def ask(self, *arguments):
+            asking.append(True)
+            return super().ask(*arguments)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    suite = Suite(["humaneval", "hellaswag"], data=str(world[0]), limit=3, max_gen_toks={"humaneval": 8})
+    one = Asking(suite, Occasions(every_steps=1, turns=()), Effort(token_budget=512), "net", world[1])
+    thread.start()
+    try:
+        assert len(train(tmp_path, 2, one)) == 2
+    finally:
+        stop.set()
+        thread.join()
+    assert killed
+    first, second = files(tmp_path).values()
+    assert "hellaswag" in first["families"]
+    assert "humaneval" in first["families"] or first["failures"]["humaneval"]["reason"]
+    assert second["families"]["humaneval"]["items"] == 3

@@ -23,7 +23,7 @@ from lit_cpt.report.palette import PALETTE, run_colours
 from lit_cpt.report.plan_chart import plan_figure
 from lit_cpt.report.run_charts import POINTS, draw_line
 from lit_cpt.report.runs import Run
-from lit_cpt.report.tables import plan_table, score_table, switch_table
+from lit_cpt.report.tables import bits_table, failure_table, plan_table, score_table, switch_table
 
 STEPS, SWITCH, TOKENS = 1400, 996, 512
 ETA_MAX, ETA_MIN = 6e-4, 6e-6
@@ -268,6 +268,42 @@ def test_a_family_that_the_control_lacks_is_scored_but_not_compared(runs):
             for row in compare({**runs, "baseline": replace(runs["baseline"], evals=[final])}, "baseline")}
     assert ("baseline", "math") not in rows
     assert rows["recipe", "math"].unpaired == rows["recipe", "average"].unpaired == "other families"
+
+
+def failing(run: Run) -> Run:
+    """A run whose last evaluation scored nothing, and whose one before scored all but code."""
+    before = json.loads(json.dumps({**run.evals[-1], "step": STEPS // 2, "average": None, "averaged": []}))
+    del before["families"]["code"]
+    failure = {"status": "timeout", "reason": "the evaluation's time is over", "traceback": None, "seconds": 1.0}
+    last = {**run.evals[-1], "families": {}, "averaged": [], "average": None}
+    return replace(run, evals=[{**before, "failures": {"code": failure}},
+                               {**last, "failures": dict.fromkeys(FAMILIES, failure)}])
+
+
+def test_an_evaluation_without_scores_is_passed_over_and_failures_are_told(runs):
+    some = {**runs, "recipe": failing(runs["recipe"])}
+    rows = {(row.run, row.family): row for row in compare(some, "baseline")}
+    assert rows["recipe", "math"].step == STEPS // 2
+    assert ("recipe", "average") not in rows
+    assert ("recipe", "code") not in rows
+    [line, *_] = [row for row in Outline(failure_table(some)).rows if "code" in row]
+    assert line == ["recipe", "code", "timeout: the evaluation's time is over", f"{STEPS // 2:,}, {STEPS:,}"]
+    assert "cannot be compared" in verdict(some, "baseline", compare(some, "baseline")) or "no evaluation" in verdict(
+        some, "baseline", compare(some, "baseline"))
+
+
+def test_scores_over_a_run_leave_gaps_where_a_family_failed(runs):
+    run = failing(runs["recipe"])
+    assert [step for step, _ in run.score_points("math")] == [STEPS // 2]
+    assert run.score_points("code") == run.score_points("average") == []
+
+
+def test_bits_per_byte_are_shown_where_they_are_known(runs):
+    assert bits_table(runs) == ""
+    final = json.loads(json.dumps(runs["recipe"].evals[-1]))
+    final["families"]["code"]["bits_per_byte"] = 0.1111
+    rows = Outline(bits_table({"recipe": replace(runs["recipe"], evals=[final])})).rows
+    assert ["code", "0.111"] in rows
 
 
 def test_an_unknown_control_is_refused(runs):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Protocol
+
+log = logging.getLogger(__name__)
 
 
 class Sandbox(Protocol):
@@ -77,25 +80,31 @@ class ProgramScorer:
 
     def __init__(self, sandbox: Sandbox | None = None) -> None:
         self.sandbox = sandbox
-        self.running: dict[str, Future[Any]] = {}
+        self.running: dict[str, tuple[Future[Any], tuple[str, str, str, str]]] = {}
         self.verdicts: dict[str, bool] = {}
 
     def start(self, candidate: str, test: str, prompt: str = "", entry_point: str = "") -> None:
         """Start a program now; `compute` asks for its verdict later."""
         key = digest(candidate, test)
         if self.sandbox is not None and key not in self.running and key not in self.verdicts:
-            self.running[key] = self.sandbox.submit(candidate, test, prompt, entry_point)
+            asked = (candidate, test, prompt, entry_point)
+            self.running[key] = (self.sandbox.submit(*asked), asked)
 
     def finish(self) -> dict[str, bool]:
         """Wait for every program that was started; returns their verdicts by digest.
+
+        A program whose sandbox was killed is tried once more: killed again, it is taken to be its own doing.
 
         Raises:
             NoSandbox: The sandbox could not try a program.
         """
         running, self.running = self.running, {}
         found = {}
-        for key, future in running.items():
+        for key, (future, asked) in running.items():
             verdict = future.result()
+            if self.sandbox is not None and str(getattr(verdict, "reason", "")).startswith("worker died"):
+                log.warning("a sandbox was killed while it scored (%s): trying its program again", verdict.reason)
+                verdict = self.sandbox.submit(*asked).result()
             if str(getattr(verdict, "reason", "")).startswith("unavailable"):
                 raise NoSandbox(f"the sandbox did not try a program: {verdict.reason}. See `Sandbox.preflight()`.")
             found[key] = bool(verdict.passed)
