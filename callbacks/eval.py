@@ -6,10 +6,12 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 
 from lit_cpt.checkpoints import saving_callbacks
 from lit_cpt.evaluations import Evaluation, evaluations_in, write_evaluation
@@ -72,6 +74,9 @@ class EvalCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See what cannot be evaluated here."""
+        refuse_strategy(trainer.strategy)
+        if is_trial(trainer):
+            self.suite = replace(self.suite, limit=1)
         model_of(pl_module, self.given_model)
         if (lack := self.when.lacks(position_of(trainer, pl_module))) is not None:
             raise ValueError(f"EvalCallback: {lack}.")
@@ -83,7 +88,8 @@ class EvalCallback(Callback):
         for rank, found in enumerate(Ranks(pl_module.device).gather(self.found_obstacles)):
             for name, reason in found.items():
                 where = f" on rank {rank}" if trainer.world_size > 1 else ""
-                log.warning("%s cannot be evaluated%s: %s", name, where, reason)
+                if trainer.is_global_zero:
+                    log.warning("%s cannot be evaluated%s: %s", name, where, reason)
         done = evaluations_in(trainer.default_root_dir)[0] if trainer.ckpt_path else []
         self.baseline = done[0] if done else None
         step = trainer.global_step
@@ -141,19 +147,21 @@ class EvalCallback(Callback):
             if self.interrupted(trainer)():
                 log.info("evaluation at step %d left off: the run was asked to stop", trainer.global_step)
             else:
-                self.count_failures(found)
+                self.count_failures(found, trainer.is_global_zero)
                 self.tell(trainer, pl_module, found)
         except Exception:
             log.exception("the evaluation at step %d failed; training goes on", trainer.global_step)
 
     def ask(self, trainer: Trainer, pl_module: LightningModule, reasons: tuple[str, ...]) -> Evaluation:
         """The evaluation, on all ranks."""
-        began, suite = time.monotonic(), self.suite.whole if self.when.takes_all(reasons) else self.suite
+        everything = self.when.takes_all(reasons) and not is_trial(trainer)
+        began, suite = time.monotonic(), self.suite.whole if everything else self.suite
         asked = [one for one in suite.families if self.failures[one.name] < self.effort.most_failures]
         left_out = {name: f"it failed {self.failures[name]} times in a row, at last: {self.last_reason.get(name)}"
                     for name in suite.names if self.failures[name] >= self.effort.most_failures}
-        log.info("evaluating %s at step %d (%s)", ", ".join(one.name for one in asked), trainer.global_step,
-                 ", ".join(reasons))
+        if trainer.is_global_zero:
+            log.info("evaluating %s at step %d (%s)", ", ".join(one.name for one in asked), trainer.global_step,
+                     ", ".join(reasons))
         model = model_of(pl_module, self.given_model)
         options = Options(bits_per_byte=self.effort.bits_per_byte, gather_weights=self.effort.gather_weights)
         with trainer.strategy.precision_plugin.forward_context():
@@ -173,7 +181,7 @@ class EvalCallback(Callback):
         watching = [callback for callback in callbacks_of(trainer) if hasattr(callback, "asked_by")]
         return lambda: any(callback.asked_by is not None for callback in watching)
 
-    def count_failures(self, found: Evaluation) -> None:
+    def count_failures(self, found: Evaluation, aloud: bool = True) -> None:
         """Count failures in a row; where time was over, only against the family that it was over in."""
         late = next((one.family for one in found.failures if one.status == "timeout"), None)
         for score in found.scores:
@@ -183,7 +191,7 @@ class EvalCallback(Callback):
                 continue
             self.failures[one.family] += 1
             self.last_reason[one.family] = one.reason
-            if self.failures[one.family] == self.effort.most_failures:
+            if aloud and self.failures[one.family] == self.effort.most_failures:
                 log.error("%s failed %d times in a row and is left out from here on: %s", one.family,
                           self.effort.most_failures, one.reason)
 
@@ -215,6 +223,20 @@ def show(trainer: Trainer, values: dict[str, float]) -> None:
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
 
 
+def refuse_strategy(strategy: Any) -> None:
+    """Refuse strategies under which a model cannot be called outside of its training step.
+
+    Raises:
+        ValueError: FSDP of the first kind, DeepSpeed, or tensor parallelism.
+    """
+    if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy)):
+        raise ValueError(f"EvalCallback cannot call a model under {type(strategy).__name__}. Use ModelParallelStrategy "
+                         "with torch's fully_shard (FSDP2), or evaluate checkpoints with `lit-cpt eval`.")
+    if isinstance(strategy, ModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1:
+        raise ValueError("EvalCallback does not work with tensor parallelism yet. Use tensor_parallel_size=1, or "
+                         "evaluate checkpoints with `lit-cpt eval`.")
+
+
 def position_of(trainer: Trainer, module: LightningModule) -> Position:
     """Where a run stands, as far as it tells."""
     step, tokens = trainer.global_step, getattr(module, "tokens_seen", None)
@@ -227,6 +249,11 @@ def position_of(trainer: Trainer, module: LightningModule) -> Position:
 def switches(trainer: Trainer) -> Iterator[dict[str, Any]]:
     """Phases that have begun, as the callback that begins them tells."""
     return (switch for callback in callbacks_of(trainer) for switch in getattr(callback, "switches", ()))
+
+
+def is_trial(trainer: Any) -> bool:
+    """Whether the Trainer only tries everything out; Lightning does not type that either."""
+    return bool(trainer.fast_dev_run)
 
 
 def callbacks_of(trainer: Any) -> list[Callback]:

@@ -161,3 +161,8 @@ def join(rank: int, size: int, folder: str) -> None:
 
 def save(folder: str, name: str, value: Any) -> None:
     Path(folder, name).write_text(json.dumps(value))
+
+
+def requests_of(kept: Any, family: str) -> Any:
+    """The requests of a family that an evaluation left."""
+    return next(requests for (name, _), (_, requests) in kept.requests.kept.items() if name == family)

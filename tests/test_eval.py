@@ -17,9 +17,11 @@ import torch
 import yaml
 from conftest import LENGTH, make_trainer
 from harness_world import SUBJECTS, build_mirror, build_model, build_tokenizer
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch.utils.data import DataLoader
 
 from lit_cpt.callbacks import EvalCallback, GracefulStopCallback, RunCheckpointCallback
+from lit_cpt.callbacks.eval import refuse_strategy
 from lit_cpt.cli import main
 from lit_cpt.events import read_events
 from lit_cpt.harness import Effort, Suite
@@ -336,6 +338,30 @@ def test_mistakes_are_refused_before_training(world, suite, tmp_path, settings, 
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(tmp_path, 1, callback(world, **{"suite": suite, **settings}), module=module)
     assert module.losses == []
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
+def test_strategies_under_which_a_model_cannot_be_called_are_refused(strategy):
+    with pytest.raises(ValueError, match=f"cannot call a model under {strategy.__name__}. Use ModelParallelStrategy"):
+        refuse_strategy(object.__new__(strategy))
+
+
+def test_a_fast_dev_run_asks_one_question_of_each_task(world, suite, tmp_path):
+    one = callback(world, suite, Occasions())
+    make_trainer(tmp_path, one, fast_dev_run=1).fit(Project(), loader(2))
+    assert {step: found["families"]["hellaswag"]["items"] for step, found in files(tmp_path).items()} == {0: 1, 1: 1}
+
+
+def test_a_compiled_model_is_evaluated_as_the_one_that_was_compiled(world, suite, tmp_path):
+    class Compiled(Project):
+        def __init__(self):
+            super().__init__()
+            self.net = torch.compile(self.net, backend="eager")
+
+    for name, module in (("plain", Project()), ("compiled", Compiled())):
+        train(tmp_path / name, 1, callback(world, suite, Occasions(turns=("start",))), module=module)
+    scores = [files(tmp_path / name)[0]["families"]["hellaswag"]["bits"] for name in ("plain", "compiled")]
+    assert scores[0] == scores[1]
 
 
 def test_model_and_tokenizer_are_found_where_they_usually_are(world, tmp_path):

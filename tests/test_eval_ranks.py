@@ -26,11 +26,16 @@ def world(tmp_path_factory):
     return folder
 
 
+def start(world, case, mode, ranks=2):
+    """A run, finished."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    return subprocess.run([*launcher, str(SCRIPT), str(world), case, mode], capture_output=True, text=True, check=False,
+                         timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+
+
 def losses(world, case, mode, ranks=2):
     """Losses of every rank of a run."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    ran = subprocess.run([*launcher, str(SCRIPT), str(world), case, mode], capture_output=True, text=True, check=False,
-                         timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+    ran = start(world, case, mode, ranks)
     assert ran.returncode == 0, ran.stderr[-4000:]
     return [torch.tensor(json.loads((world / f"{case}-{mode}-{rank}.json").read_text())) for rank in range(ranks)]
 
@@ -97,3 +102,9 @@ def test_broken_weights_are_flagged_on_both_ranks_and_training_goes_on(world):
     found = results(world, "broken", "fsdp")
     assert all(isinstance(score, float) for score in found[100].values())
     assert set(found[150].values()) == set(found[200].values()) == {"nonfinite"}
+
+
+def test_tensor_parallel_models_are_refused_before_training(world):
+    ran = start(world, "healthy", "tensor")
+    assert ran.returncode != 0
+    assert "EvalCallback does not work with tensor parallelism yet" in ran.stderr

@@ -11,7 +11,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from harness_world import HUMANEVAL, LANGUAGES, MGSM, SMALL, Trusting, build_mirror, build_model, build_tokenizer
+from harness_world import (
+    HUMANEVAL,
+    LANGUAGES,
+    MGSM,
+    SMALL,
+    Trusting,
+    build_mirror,
+    build_model,
+    build_tokenizer,
+    requests_of,
+)
 from lm_eval.api.group import Group
 
 from lit_cpt.harness.evaluation import Kept, Options, evaluate, give
@@ -149,7 +159,7 @@ def test_bits_per_byte_are_those_of_the_right_answer(world):
     kept = Kept()
     found = evaluate(build_model(), tokenizer, SMALL, mirror, sandbox=Trusting(), kept=kept)
     for name in found:
-        asked = kept.requests.kept[name, None][1]
+        asked = requests_of(kept, name)
         for task, documents in asked.documents.items():
             golds = [one.asked[one.gold] if isinstance(one.gold, int) else one.gold for one in documents]
             expected = [-gold.resps[0][0] / math.log(2) / len(gold.args[1].encode()) for gold in golds]
@@ -217,7 +227,7 @@ def test_a_deadline_ends_loading_running_and_what_has_not_begun(world):
     mirror, tokenizer = world
     found = evaluate(build_model(), tokenizer, SMALL, mirror, deadline=1e-9, sandbox=Trusting(), kept=Kept())
     assert [found[name].status for name in found] == ["timeout"] * 4
-    assert "deadline has passed; give more time, a smaller limit" in found["mmlu"].error
+    assert "the evaluation's time is over; give it more, a smaller limit" in found["mmlu"].error
 
     class Slow(torch.nn.Module):
         def __init__(self, model):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from harness_world import SMALL, Trusting, build_mirror, build_model, build_tokenizer
+from harness_world import SMALL, Trusting, build_mirror, build_model, build_tokenizer, requests_of
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
@@ -64,7 +64,7 @@ def test_answers_are_hflms_at_every_batch_size(world, one, budget):
     model, kept = build_model(), Kept()
     found = evaluate(model, tokenizer, [one], mirror, sandbox=Trusting(), kept=kept, token_budget=budget)[one.name]
     assert (found.status, found.counts["truncated"], found.counts["nonfinite"]) == ("ok", 0, 0), found.traceback
-    assert_parity(model, kept.requests.kept[one.name, None][1], other)
+    assert_parity(model, requests_of(kept, one.name), other)
 
 
 def test_scores_are_the_same_at_three_batch_sizes(world):
@@ -87,9 +87,9 @@ def test_prefixes_are_shared_by_any_kind_of_attention(world, kind):
     mirror, tokenizer, other = world
     model, kept = build_model(**kind), Kept()
     found = evaluate(model, tokenizer, [SMALL[0]], mirror, kept=kept)["mmlu"]
-    pairs = [kept.encoder(tokenizer).pairs[one.args] for one in kept.requests.kept["mmlu", None][1].instances(KINDS[0])]
+    pairs = [kept.encoder(tokenizer).pairs[one.args] for one in requests_of(kept, "mmlu").instances(KINDS[0])]
     assert found.counts["tokens"] < sum(len(row.tokens) for row in merge_rows(pairs, 2048)[0]) / 1.5
-    assert_parity(model, kept.requests.kept["mmlu", None][1], other)
+    assert_parity(model, requests_of(kept, "mmlu"), other)
 
 
 @pytest.mark.parametrize(("pad", "bos"), [(False, False), (False, True), (True, False)])
@@ -100,7 +100,7 @@ def test_tokenizers_without_pad_or_bos_tokens_are_handled_as_hflm_does(world, tm
     evaluate(model, ours, [SMALL[0], SMALL[3]], mirror, limit=2, kept=kept)
     assert ours.pad_token_id == (2 if pad else None)
     for name in ("mmlu", "mgsm"):
-        assert_parity(model, kept.requests.kept[name, None][1], theirs)
+        assert_parity(model, requests_of(kept, name), theirs)
 
 
 def test_contexts_longer_than_the_window_are_cut_on_the_left_and_counted(world):
@@ -110,7 +110,7 @@ def test_contexts_longer_than_the_window_are_cut_on_the_left_and_counted(world):
     assert found["mmlu"].counts["truncated"] == found["mmlu"].counts["requests"] == 24
     assert found["mgsm"].counts["truncated"] >= 6
     for name in ("mmlu", "mgsm"):
-        assert_parity(model, kept.requests.kept[name, None][1], other)
+        assert_parity(model, requests_of(kept, name), other)
 
 
 def test_answers_that_fill_the_window_are_shortened_where_hflm_stops(world):
@@ -118,7 +118,7 @@ def test_answers_that_fill_the_window_are_shortened_where_hflm_stops(world):
     model, kept = build_model(window=24), Kept()
     found = evaluate(model, tokenizer, [SMALL[2]], mirror, limit=2, kept=kept, sandbox=Trusting())["humaneval"]
     assert (found.status, found.counts["shortened"]) == ("ok", 2)
-    asked = kept.requests.kept["humaneval", None][1].instances(GENERATES)
+    asked = requests_of(kept, "humaneval").instances(GENERATES)
     with pytest.raises(AssertionError, match="requested max tokens to generate"):
         HFLM(pretrained=model, tokenizer=other, batch_size=1).generate_until(asked, disable_tqdm=True)
 
@@ -149,7 +149,7 @@ def test_equal_inputs_make_one_row_and_prefixes_one_forward(world):
     mirror, tokenizer, _ = world
     kept, model = Kept(), build_model()
     evaluate(model, tokenizer, [SMALL[0]], mirror, kept=kept)
-    pairs = [kept.encoder(tokenizer).pairs[one.args] for one in kept.requests.kept["mmlu", None][1].instances(KINDS[0])]
+    pairs = [kept.encoder(tokenizer).pairs[one.args] for one in requests_of(kept, "mmlu").instances(KINDS[0])]
     rows, cut = merge_rows(pairs, 2048)
     assert (len(pairs), len(rows), cut) == (72, 18, 0)
     jobs = plan(rows, 16_384, 128, 64)
@@ -209,7 +209,7 @@ def test_answers_are_hflms_on_the_real_data(name, limit, room):
                      token_budget=4096)[name]
     assert found.status == "ok", found.traceback
     assert found.counts["documents"] == limit * len(found.shots)
-    assert_parity(model, kept.requests.kept[name, limit][1], theirs, batch=2)
+    assert_parity(model, requests_of(kept, name), theirs, batch=2)
     assert all(torch.isfinite(torch.tensor(score.value)) for score in found.scores.values())
 
 
@@ -225,4 +225,4 @@ def test_all_of_mmlu_is_scored_as_hflm_does(tmp_path):
     found = evaluate(model, ours, ["mmlu"], REAL / "eval-mirror", kept=kept)["mmlu"]
     assert (found.status, found.counts["documents"], found.counts["requests"]) == ("ok", 14_042, 56_168)
     print(f"mmlu/acc {found.scores['mmlu/acc']}, {found.counts}, {found.seconds}")
-    assert_parity(model, kept.requests.kept["mmlu", None][1], theirs, batch=4)
+    assert_parity(model, requests_of(kept, "mmlu"), theirs, batch=4)

@@ -176,7 +176,8 @@ class Job:
             self.step("score", found, lambda: self.score(requests, broken, found))
         except RankFailed as error:
             found.status, found.error, found.traceback = error.status, str(error), error.trace
-            log.warning("%s: %s (%s)", self.family.name, found.status, found.error)
+            if self.lm.ranks.rank == 0:
+                log.warning("%s: %s (%s)", self.family.name, found.status, found.error)
         found.counts |= {"forwards": network.forwards - forwards, "tokens": network.tokens - tokens}
         found.seconds["total"] = time.perf_counter() - begin
         return found
@@ -274,8 +275,9 @@ class Job:
         found.counts["nonfinite"] = scored.nonfinite
         if scored.nonfinite:
             found.status = "nonfinite"
-            log.warning("%s: %d of %d documents have no finite answer; scores are over the others",
-                        self.family.name, scored.nonfinite, found.counts["documents"])
+            if self.lm.ranks.rank == 0:
+                log.warning("%s: %d of %d documents have no finite answer; scores are over the others",
+                            self.family.name, scored.nonfinite, found.counts["documents"])
 
 
 def give(requests: Sequence[Instance], answers: Sequence[Any]) -> None:

@@ -24,13 +24,14 @@ class Network:
 
     Args:
         model: Causal model whose forward takes ``input_ids`` and gives ``.logits``. Of a DistributedDataParallel the
-            module inside is called: its own forward would talk to the other ranks.
+            module inside is called, whose forward does not talk to the other ranks; of a compiled one that which was
+            compiled, since every length would be compiled anew.
         tokenizer: Asked for the window where the model's config names none.
         window: Longest input in tokens; None takes the model's.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any = None, window: int | None = None) -> None:
-        self.model: nn.Module = model.module if isinstance(model, DistributedDataParallel) else model
+        self.model = inner(model)
         self.device = device_of(self.model)
         config = getattr(self.model, "config", None)
         self.window = window or resolve_max_length(config, tokenizer, default=USUAL_WINDOW)
@@ -83,6 +84,12 @@ class Network:
         cache = DynamicCache()
         self.logits(tokens, cache=cache)
         return cache
+
+
+def inner(model: nn.Module) -> nn.Module:
+    """The model inside of DistributedDataParallel and `torch.compile`."""
+    held = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", None)
+    return inner(held) if isinstance(held, nn.Module) else model
 
 
 def repeated(cache: Cache, rows: int) -> Cache:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
+
+from lit_cpt.harness.network import inner
 
 
 def model_of(module: Any, given: Any = None) -> nn.Module:
@@ -29,11 +30,6 @@ def model_of(module: Any, given: Any = None) -> nn.Module:
             return found
     raise ValueError(f"{type(module).__name__} holds no Hugging Face model to evaluate ({place}): pass "
                      "EvalCallback(model=...), the model or the attribute's name.")
-
-
-def inner(model: nn.Module) -> nn.Module:
-    """What a DistributedDataParallel holds; else the model itself. A compiled model passes its model's config on."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def tokenizer_of(module: Any, given: Any = None) -> Any:

@@ -53,6 +53,7 @@ CONTRACTS = {
         "_run_subcommand": "test_a_subcommand_runs_between_its_before_and_its_after",
     },
     "test_torch.py": {
+        "_orig_mod": "test_a_compiled_model_holds_the_one_that_was_compiled",
         "_version": "test_a_step_of_adamw_is_seen_in_the_versions_of_parameters_and_moments",
         "_iterator": "test_the_iterator_of_workers_can_be_ended_and_a_persistent_one_is_kept_in_iterator",
     },

@@ -218,3 +218,12 @@ def test_worker_processes_keep_the_copy_of_the_dataset_that_they_began_with():
         dataset.__class__ = type("Other", (Endless,), {"__iter__": lambda self: iter([7, 7, 7])})
         assert next(iter(loader)) == [0]
         loader._iterator._shutdown_workers()
+
+
+# Models -----------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_model_holds_the_one_that_was_compiled():
+    model = nn.Linear(2, 2)
+    with relied_on("lit_cpt/harness/network.py", "the model inside is evaluated, which compiles nothing"):
+        assert torch.compile(model)._orig_mod is model

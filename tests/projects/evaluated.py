@@ -25,6 +25,7 @@ from lit_cpt.occasions import Occasions
 
 WORLD, CASE, MODE = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 RANK, SIZE, STEPS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), 200
+SIZES = (1, SIZE) if MODE == "tensor" else (SIZE, 1)  # of the mesh: data parallel, tensor parallel
 
 
 class Project(pl.LightningModule):
@@ -70,7 +71,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(7 + RANK)
     blocks = torch.randint(3, 512, (2 * STEPS, 16))
-    strategy = "ddp" if MODE == "ddp" else ModelParallelStrategy(data_parallel_size=SIZE, tensor_parallel_size=1)
+    strategy = "ddp" if MODE == "ddp" else ModelParallelStrategy(*SIZES)
     root = WORLD / f"{CASE}-{MODE}"
     trainer = pl.Trainer(accelerator="cpu", devices=SIZE, strategy=strategy, max_steps=STEPS, logger=False,
                          enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
