@@ -47,8 +47,8 @@ class EvalCallback(Callback):
         tokenizer: A tokenizer, or the folder or hub name of one; left out, that of the module's model.
 
     Raises:
-        ValueError: Before training: a task that nobody defines, a module without model or tokenizer, or occasions that
-            this run cannot tell.
+        ValueError: Before training: a task that nobody defines, a module without model or tokenizer, occasions that
+            this run cannot tell, a strategy that does not let the model be called, or a second EvalCallback.
     """
 
     def __init__(self, suite: Suite | None = None, when: Occasions | None = None, effort: Effort | None = None,
@@ -69,6 +69,9 @@ class EvalCallback(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse what can only be a mistake."""
         if stage == "fit":
+            if sum(isinstance(callback, EvalCallback) for callback in callbacks_of(trainer)) > 1:
+                raise ValueError("two EvalCallbacks would write the same files: give one, with all tasks, and a limit "
+                                 "for each family.")
             check_names(self.suite)
             self.tokenizer = tokenizer_of(pl_module, self.given_tokenizer)
 
@@ -95,7 +98,7 @@ class EvalCallback(Callback):
         step = trainer.global_step
         self.checked = self.evaluated = -1
         for one in done:
-            if one.step == step:  # the checkpoint that is resumed was evaluated already
+            if one.step == step and not one.failures:  # the checkpoint that is resumed was evaluated already
                 self.evaluated = step
                 show(trainer, tags(one, self.baseline))
         if step == 0 and "start" in self.when.turns and self.evaluated != 0:
@@ -144,7 +147,10 @@ class EvalCallback(Callback):
         self.evaluated = trainer.global_step
         try:
             found = self.ask(trainer, pl_module, reasons)
-            if self.interrupted(trainer)():
+            stop = self.interrupted(trainer)()
+            if trainer.world_size > 1:
+                stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+            if stop:
                 log.info("evaluation at step %d left off: the run was asked to stop", trainer.global_step)
             else:
                 self.count_failures(found, trainer.is_global_zero)
@@ -208,6 +214,10 @@ class EvalCallback(Callback):
         if not trainer.is_global_zero:
             return
         log.info("%s", summary_line(found, baseline))
+        for score in found.scores:
+            if score.cut and baseline is None:
+                log.warning("%s: %d prompts are longer than the model's window and lose their beginning", score.family,
+                            score.cut)
         try:
             write_evaluation(trainer.default_root_dir, found)
         except OSError as error:

@@ -340,6 +340,35 @@ def test_mistakes_are_refused_before_training(world, suite, tmp_path, settings, 
     assert module.losses == []
 
 
+def test_a_second_callback_is_refused(world, suite, tmp_path):
+    with pytest.raises(ValueError, match="two EvalCallbacks would write the same files"):
+        train(tmp_path, 1, callback(world, suite), callback(world, suite))
+
+
+def test_a_resumed_run_asks_again_what_had_failed(world, suite, tmp_path):
+    when = Occasions(every_steps=2, turns=())
+    late = Effort(seconds=1e-6)
+    train(tmp_path, 2, callback(world, suite, when, late), RunCheckpointCallback(every_n_steps=100))
+    assert statuses(files(tmp_path)[2])["hellaswag"] == "timeout"
+    saving, checkpoint = RunCheckpointCallback(every_n_steps=100), tmp_path / "checkpoints" / "step-00000002.ckpt"
+    trainer = make_trainer(tmp_path, callback(world, suite, when), saving, max_steps=3)
+    trainer.fit(Project(), loader(3), ckpt_path=str(checkpoint), weights_only=False)
+    assert statuses(files(tmp_path)[2]) == {}
+
+
+def test_prompts_that_lose_their_beginning_are_told_once(world, tmp_path, caplog):
+    class Short(Project):
+        def __init__(self):
+            super().__init__()
+            self.net = build_model(window=64)
+
+    suite = Suite(MMLU[:1], data=str(world[0]), limit=1)
+    train(tmp_path, 2, callback(world, suite, Occasions(every_steps=1)), module=Short())
+    said = [record.getMessage() for record in caplog.records if "lose their beginning" in record.getMessage()]
+    assert len(said) == 1
+    assert files(tmp_path)[0]["families"][MMLU[0]]["cut"] > 0
+
+
 @pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
 def test_strategies_under_which_a_model_cannot_be_called_are_refused(strategy):
     with pytest.raises(ValueError, match=f"cannot call a model under {strategy.__name__}. Use ModelParallelStrategy"):
