@@ -4,7 +4,7 @@ BIN := .venv/bin
 ARGS ?=
 KILLS ?= 200
 PIP := python -m pip install --quiet --disable-pip-version-check
-FAST := python -m pytest -m "not slow and not gpu"
+FAST := python -m pytest -m "not slow and not gpu" --numprocesses auto --maxprocesses 8 --dist loadscope
 
 .PHONY: quickstart test test-latest test-oldest slow chaos hostile check wheel bench clean
 .DELETE_ON_ERROR:

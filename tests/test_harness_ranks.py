@@ -43,7 +43,7 @@ def test_errors_are_called_by_what_can_be_done_about_them():
 
 
 def test_a_deadline_in_the_past_is_late():
-    with pytest.raises(DeadlinePassed, match="give more time"):
+    with pytest.raises(DeadlinePassed, match="time is over; give it more"):
         Ranks(torch.device("cpu"), deadline=time.monotonic() - 1).anyone(True)
 
 
