@@ -5,6 +5,7 @@ ARGS ?=
 KILLS ?= 200
 PIP := python -m pip install --quiet --disable-pip-version-check
 FAST := python -m pytest -m "not slow and not gpu" --numprocesses auto --maxprocesses 8 --dist loadscope
+SLOW := python -m pytest -m "slow and not gpu" --numprocesses auto --maxprocesses 2 --dist loadfile
 
 .PHONY: quickstart test test-latest test-oldest slow chaos hostile check wheel bench clean
 .DELETE_ON_ERROR:
@@ -25,7 +26,7 @@ test-oldest: .venv-oldest/ready  ## the fast tests with the lower bounds of pypr
 	.venv-oldest/bin/$(FAST) $(ARGS)
 
 slow: .venv/ready  ## the proofs that take longer
-	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+	$(BIN)/$(SLOW) $(ARGS)
 
 chaos: .venv/ready  ## kill a run KILLS times at random and resume it; it must train the same stream to the same weights
 	$(BIN)/python tests/exactness/chaos.py --kills $(KILLS) $(ARGS)
