@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import importlib
+import inspect
 import re
 from typing import Any
 
@@ -52,6 +54,21 @@ def known_keys(parser: ArgumentParser) -> list[str]:
     return [action.dest for action in parser._actions if action.dest != argparse.SUPPRESS]
 
 
+def innermost(message: str) -> tuple[str, list[str]]:
+    """Of a message about a class within classes, the part about the innermost, and what that accepts.
+
+    The parser tells every reading it tried, from the outside in.
+    """
+    found = re.findall(r"given class_path '([\w.]+)': Option '([\w.+]+)' is not accepted", message)
+    key = re.match(r'Parser key "([\w.]+)"', message)
+    if not found or not key:
+        return message, []
+    path, option = found[-1]
+    module, _, name = path.rpartition(".")
+    accepted = list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+    return f"{key[1]}: {name} takes no {option}; it takes {', '.join(accepted)}", accepted
+
+
 def advised(message: str, known: list[str], command: str) -> str:
     """A parser's message with the nearest known keys and where to read more.
 
@@ -59,6 +76,8 @@ def advised(message: str, known: list[str], command: str) -> str:
     'unrecognized arguments: --data.sorces x. Did you mean data.sources? `lit-cpt fit --help` lists what is accepted.'
     """
     message = " ".join(message.split()).rstrip(".")
+    message, accepted = innermost(message)
+    known = [*known, *accepted]
     near: dict[str, None] = {}
     for word in re.findall(r"[A-Za-z_][\w.]*", message):
         if word not in known:

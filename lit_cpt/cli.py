@@ -104,8 +104,8 @@ def explain(error: BaseException, command: str) -> int:
         print(f"lit-cpt {command}: {str(error).rsplit('Unreachable: ', 1)[-1].strip()}", file=sys.stderr)
         say_how_to_resume(error)
         return 1
-    if is_users(error):
-        print(f"lit-cpt {command}: {error}", file=sys.stderr)
+    if (refused := users_mistake(error)) is not None:
+        print(f"lit-cpt {command}: {refused}", file=sys.stderr)
         return 2
     traceback.print_exception(error)
     print(f"lit-cpt {command}: this is not a known mistake of input; the traceback above tells where it arose.",
@@ -118,6 +118,16 @@ def say_how_to_resume(error: BaseException) -> None:
     """End with the command that goes on from the newest whole checkpoint, where training left one."""
     if (command := getattr(error, "resume_with", None)) is not None:
         print(f"resume with: {command}", file=sys.stderr)
+
+
+def users_mistake(error: BaseException) -> BaseException | None:
+    """The error by which lit_cpt refused a value, also where the parser wrapped it in what else it tried."""
+    if is_users(error):
+        return error
+    told = traceback.extract_tb(error.__traceback__)
+    inside = isinstance(error, ValueError) and bool(told) and "jsonargparse" in told[-1].filename
+    below = error.__cause__ or error.__context__
+    return users_mistake(below) if inside and below is not None else None
 
 
 def is_users(error: BaseException) -> bool:

@@ -108,6 +108,19 @@ def test_a_mistake_is_told_in_one_line_with_key_and_cure(here, capsys, command, 
     assert left(here) == ["run.yaml"]
 
 
+@pytest.mark.parametrize(("settings", "message"), [
+    ({"suite": {"taks": ["mmlu"]}}, "trainer.callbacks: Suite takes no taks; it takes tasks,.* Did you mean tasks?"),
+    ({"when": {"every_tokens": "lots"}}, "every_tokens='lots' is not a count"),
+    ({"suite": {"tasks": ["hellaswag"], "limit": -2}}, "limit=-2 must be 1 or more documents"),
+    ({"effort": {"seconds": 0}}, "seconds=0.0 must be positive")])
+def test_a_mistake_deep_in_a_callback_is_told_in_one_line(here, capsys, settings, message):
+    asked = {"class_path": "lit_cpt.callbacks.EvalCallback", "init_args": settings}
+    (here / "asked.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks+": [asked]}}))
+    assert main(["fit", *RUN, "--config", "asked.yaml"]) == 2
+    assert_told(capsys, "fit", message)
+    assert left(here) == ["asked.yaml", "run.yaml"]
+
+
 @pytest.mark.parametrize(("mistake", "message"), [
     (["--data.sorces", "x"], "--data.sorces x. Did you mean data.sources?"),
     (["--trainer.acelerator", "cpu"], "Did you mean trainer.accelerator?"),

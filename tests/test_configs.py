@@ -111,3 +111,14 @@ def test_base_recipe_and_hardware_make_a_run_that_fit_accepts(recipe, hardware, 
     assert merged["trainer"]["max_epochs"] == 1
     assert set(merged["data"]["sources"]) == names
     assert [phase["name"] for phase in merged["recipe"]["phases"]] == ["general", "qa"]
+
+
+def test_a_run_takes_evaluation_along_by_name(capsys):
+    arguments = ["--config", "base", "--config", "recipes/paper", "--config", "hardware/cpu", "--config", "tasks/paper"]
+    assert main(["fit", *arguments, "--model.pretrained", "my/model", "--data.sources", "{web: x}",
+                 "--print_config"]) == 0
+    merged = yaml.safe_load(capsys.readouterr().out)
+    last = merged["trainer"]["callbacks"][-1]
+    assert last["class_path"].endswith("EvalCallback")
+    assert last["init_args"]["suite"]["limit"] == {"mmlu": 20, "hellaswag": 500, "mgsm": 80}
+    assert len(last["init_args"]["when"]["fractions"]) == 9

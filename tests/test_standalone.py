@@ -20,6 +20,7 @@ from lit_cpt.evaluations import Evaluation, evaluations_in
 from lit_cpt.events import read_events
 from lit_cpt.harness import Effort, Suite
 from lit_cpt.prepare.tokens import tokenizer_fingerprint
+from lit_cpt.report import load_run
 from lit_cpt.standalone import evaluate_saved, from_checkpoint, newest_of, open_subject
 
 EFFORT = Effort(token_budget=512)
@@ -77,6 +78,9 @@ def test_a_run_from_yaml_is_evaluated_at_its_turns_and_every_so_many_tokens(run)
     assert [event["step"] for event in events] == [0, 2, 3, 4]
     assert read_events(run)[-1]["event"] == "finish"
     assert {path.stem for path in (run / "checkpoints").glob("step*")} >= {"step-00000003", "step-00000004"}
+    scalars = load_run(run).scalars
+    assert [step for step, _ in scalars["eval/hellaswag/acc_norm"]] == [0, 2, 3, 4]
+    assert [step for step, _ in scalars["eval/average"]] == [0, 2, 3, 4]
 
 
 def test_the_report_shows_a_run_with_evaluations(run, tmp_path, capsys):
