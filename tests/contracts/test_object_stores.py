@@ -21,9 +21,13 @@ REMOTE = "lit_cpt/remote.py"
 OPTIONS = {"aws_access_key_id": "me", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
 
 
+FRESH = multiprocessing.get_context("forkserver")
+FRESH.set_forkserver_preload(["litdata.streaming.downloader"])  # imported once, by a process that uses no obstore
+
+
 def in_a_process_of_its_own(work: Callable[..., Any], *arguments: Any) -> Any:
-    """What ``work`` returns: a process in which obstore was at work can no longer fork workers that use it."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as process:
+    """What ``work`` returns: a process in which obstore was at work, by any test, cannot fork another user of it."""
+    with ProcessPoolExecutor(1, mp_context=FRESH) as process:
         return process.submit(work, *arguments).result(timeout=60)
 
 
