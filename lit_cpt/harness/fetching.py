@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 CONVERTED = "refs/convert/parquet"  # where the hub keeps its own parquet copies of data sets that have none
 
 
-def fetch(data: str | Path, repositories: Sequence[str] | None = None, revisions: Mapping[str, str] | None = None,
+def fetch(data: str | Path, repositories: Sequence[str] | None = None,
           languages: Sequence[str] = PAPER_LANGUAGES, source: str | Path | None = None) -> Path:
     """Bring the repositories' README and parquet files into a mirror, and write its manifest.
 
@@ -29,7 +29,6 @@ def fetch(data: str | Path, repositories: Sequence[str] | None = None, revisions
     Args:
         data: Root of the mirror; made where it is missing.
         repositories: Dataset repositories of the hub; None means those of the paper's families.
-        revisions: Commit, tag or branch for a repository; ``main`` otherwise.
         languages: Of MGSM.
         source: Folder of the same shape to copy from, instead of the hub.
 
@@ -49,7 +48,7 @@ def fetch(data: str | Path, repositories: Sequence[str] | None = None, revisions
         if source is not None:
             copy(Path(source) / name, root / name, need)
         else:
-            download(name, root / name, need, (revisions or {}).get(name))
+            download(name, root / name, need)
         complete_header(root / name)
     path = write_manifest(root, asked)
     problems = check(root, asked, languages)
@@ -73,21 +72,21 @@ def copy(source: Path, target: Path, need: Need) -> None:
         shutil.copy2(path, place)
 
 
-def download(name: str, target: Path, need: Need, revision: str | None) -> None:
+def download(name: str, target: Path, need: Need) -> None:
     """Download what a family reads of a repository; where it has no parquet files, the hub's own copies of it.
 
     Raises:
         Unreachable: The hub refuses it, or does not answer.
     """
-    bring(name, target, list(need.files), revision)
+    bring(name, target, list(need.files))
     if not any(path.suffix == ".parquet" for path in files_of(target.parent, [target.name])):
         log.info("%s has no parquet files of its own: taking the hub's conversion", name)
         places = [f"{config}/{split}/*.parquet" for config in need.configs or ("*",) for split in need.splits]
         bring(name, target, places, CONVERTED)
 
 
-def bring(name: str, target: Path, patterns: list[str], revision: str | None) -> None:
-    """The hub's files that ``patterns`` name."""
+def bring(name: str, target: Path, patterns: list[str], revision: str | None = None) -> None:
+    """The hub's files that ``patterns`` name; of its main branch where no ``revision`` is given."""
     from huggingface_hub import constants, errors, snapshot_download
 
     if constants.is_offline_mode():

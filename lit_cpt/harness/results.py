@@ -118,16 +118,6 @@ class Results:
         """Whether every family was scored in full."""
         return all(one.status == "ok" for one in self.families.values())
 
-    def scalars(self) -> dict[str, float]:
-        """Values for a logger: ``mmlu/acc`` and the like, ``<family>_ok``, ``_seconds`` and ``_nonfinite``."""
-        found: dict[str, float] = {}
-        for name, one in self.families.items():
-            found |= {key: score.value for key, score in one.scores.items() if score.value is not None}
-            found[f"{name}_ok"] = float(one.status == "ok")
-            found[f"{name}_seconds"] = one.seconds.get("total", 0.0)
-            found[f"{name}_nonfinite"] = float(one.counts.get("nonfinite", 0))
-        return found
-
     def to_dict(self) -> dict[str, Any]:
         """The same as lists, dicts and numbers, ready for strict JSON: None where a number is NaN or infinite."""
         plain: dict[str, Any] = _finite(asdict(self))
