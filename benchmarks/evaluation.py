@@ -173,11 +173,11 @@ def main() -> None:
                          "--tokenizer (`lit-cpt eval-data fetch` makes a mirror).")
     torch.set_num_threads(1)
     data, model, tokenizer = Path(settings.data), build_model(), AutoTokenizer.from_pretrained(settings.tokenizer)
-    rounds, more = (2, 1) if settings.quick else (3, 2)
+    rounds, (mmlu, humaneval, mgsm) = (2, (2, 24, 2)) if settings.quick else (3, (8, 128, 12))  # documents of a task
     subjects = tuple(f"mmlu_{name}" for name in mmlu_subjects()[:: len(mmlu_subjects()) // SUBJECTS][:SUBJECTS])
-    families = {"mmlu": (replace(FAMILIES["mmlu"], tasks=subjects), 4 * more),
-                "humaneval": (FAMILIES["humaneval"], 64 * more),
-                "mgsm": (replace(FAMILIES["mgsm"], max_gen_toks=256), 6 * more)}
+    families = {"mmlu": (replace(FAMILIES["mmlu"], tasks=subjects), mmlu),
+                "humaneval": (FAMILIES["humaneval"], humaneval),
+                "mgsm": (replace(FAMILIES["mgsm"], max_gen_toks=256), mgsm)}
     figures = {"evaluation.request_seconds": request_seconds(data)[0]}
     second_evaluation(data, model, tokenizer)
     found = {name: compare(name, family, limit, rounds, data, model, tokenizer)
