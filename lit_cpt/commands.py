@@ -1,4 +1,4 @@
-"""The commands that are no training: prepare, plan, report, quickstart. Each imports what it needs when it runs."""
+"""Commands that are no training: prepare, plan, data, export, report, quickstart. Each imports what it needs."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # What `plan` reads of a run's `data`: the data module's own defaults hold for the rest.
 PLANNED_DATA = {"sources": dict[str, str], "sequence_length": int, "global_batch": int, "seed": int,
                 "remote": dict[str, Any]}
+DTYPES = ("float32", "bfloat16", "float16")
 FIT_ONLY = ("model", "trainer", "run", "ckpt_path", "seed_everything", "weights_only", "verbose")
 
 
@@ -149,6 +150,41 @@ def data_module(configs: list[str]) -> BlendDataModule:
              ("--config", json.dumps({part: config[part] for part in ("recipe", "data") if part in config}))]
     module: BlendDataModule = parse(parser, words, build=True)["data"]
     return module
+
+
+def export_command(arguments: list[str]) -> None:
+    """`lit-cpt export`.
+
+    Raises:
+        FileExistsError: The output is there.
+        ValueError: An unknown precision, or a checkpoint that cannot be read.
+    """
+    parser = command_parser("export", "Writes the model of a checkpoint as a Hugging Face folder, tokenizer included. "
+                            "Example: lit-cpt export --checkpoint runs/first --output my-model --dtype bfloat16")
+    parser.add_argument("--checkpoint", type=str, required=True, metavar="FILE|RUN", help="A checkpoint of a run, or "
+                        "the run's folder (its newest checkpoint).")
+    parser.add_argument("--output", type=str, required=True, metavar="HF_DIR", help="The folder to write.")
+    parser.add_argument("--dtype", type=str, default="float32", help="Of the weights: float32, bfloat16 or float16.")
+    parser.add_argument("--tokenizer", type=str, help="Folder or hub name; left out, that of the run's model.")
+    parser.add_argument("--overwrite", action="store_true", help="Replace a folder that is there.")
+    given = parse(parser, arguments[1:])
+    if given["dtype"] not in DTYPES:
+        raise ValueError(f"--dtype {given['dtype']}: choose {', '.join(DTYPES)}.")
+    output = Path(given["output"])
+    if output.exists() and not (given["overwrite"] and output.is_dir()):
+        raise FileExistsError(f"--output {output} is there already; name another, or replace a folder with "
+                              "--overwrite.")
+    import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from lit_cpt.standalone import open_subject
+    from lit_cpt.weights import export_huggingface
+
+    disable_progress_bar()
+    subject = open_subject(given["checkpoint"], given["tokenizer"], getattr(torch, given["dtype"]))
+    export_huggingface(subject.model, output, subject.tokenizer)
+    count = sum(weight.numel() for weight in subject.model.parameters())
+    print(f"{output}: {count:,} parameters in {given['dtype']}, of {subject.name} at step {subject.step:,}")
 
 
 def report_command(arguments: list[str]) -> None:

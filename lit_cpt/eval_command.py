@@ -74,8 +74,11 @@ def names_of(files: list[str]) -> tuple[str, str]:
 
 def evaluate_and_print(given: dict[str, Any]) -> None:
     """Evaluate, print the table, write the file; fail if a family did."""
+    from transformers.utils.logging import disable_progress_bar
+
     from lit_cpt.standalone import evaluate_saved, is_first
 
+    disable_progress_bar()  # of its loading, between our own lines
     if given["precision"] not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"--precision {given['precision']}: choose auto, float32 or bfloat16.")
     suite = Suite(tuple(name for name in given["tasks"].replace(" ", "").split(",") if name), given["data"],

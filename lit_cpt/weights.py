@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -153,10 +154,32 @@ def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mo
     log.info("optimizer state loaded: %d parameters, step %d", len(parameters), int(float(step)))
 
 
-def export_huggingface(model: Any, folder: str | Path, tokenizer: str | Path | None = None) -> None:
-    """Write ``model`` as a folder that ``from_pretrained`` loads, with the tokenizer found in ``tokenizer``."""
-    model.save_pretrained(folder)
-    if tokenizer is not None:
-        from transformers import AutoTokenizer
+def export_huggingface(model: Any, folder: str | Path, tokenizer: Any = None) -> None:
+    """Write ``model`` as a folder that ``from_pretrained`` loads, whole or not at all; one of that name is replaced.
 
-        AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    Args:
+        model: Any model of transformers; its weights are written in the precision that they have.
+        folder: Where.
+        tokenizer: To be written with it: a tokenizer, or the folder or hub name of one.
+
+    Raises:
+        OSError: It could not be written; what was there is as it was.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(folder)
+    aside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("writing", "old"))
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        model.save_pretrained(aside)
+        if tokenizer is not None:
+            named = isinstance(tokenizer, (str, Path))
+            (AutoTokenizer.from_pretrained(tokenizer) if named else tokenizer).save_pretrained(aside)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            folder.rename(old)
+        aside.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise

@@ -146,6 +146,38 @@ def test_weights_are_in_the_precision_that_is_asked(world):
     assert found.bits_per_byte != exact.bits_per_byte
 
 
+# Exporting -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_exported_run_is_loaded_by_transformers_with_the_same_weights(run, tmp_path, capsys, dtype):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert main(["export", "--checkpoint", str(run), "--output", str(tmp_path / "out"), "--dtype", dtype]) == 0
+    assert f"parameters in {dtype}" in capsys.readouterr().out
+    read = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert read.dtype == getattr(torch, dtype)
+    subject = open_subject(str(run), None, getattr(torch, dtype))
+    tokens = torch.arange(3, 40)[None]
+    assert torch.equal(read.eval()(tokens).logits, subject.model.eval()(tokens).logits)
+    text = "red sun over river"
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").encode(text) == subject.tokenizer.encode(text)
+
+
+def test_an_export_replaces_nothing_unasked(run, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    arguments = ["export", "--checkpoint", str(run), "--output", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "out is there already; name another" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert main([*arguments, "--overwrite"]) == 0
+    assert not (tmp_path / "out" / "mine.txt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert main([*arguments[:-1], str(tmp_path / "other"), "--dtype", "int8"]) == 2
+    assert "--dtype int8: choose float32, bfloat16, float16" in capsys.readouterr().err
+
+
 # Several processes -----------------------------------------------------------------------------------------
 
 
