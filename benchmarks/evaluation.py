@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,9 @@ def ask_ours(model: Any, tokenizer: Any, requests: FamilyRequests) -> None:
         answer(lm, requests)
 
 
-def ask_hflm(model: Any, tokenizer: Any, requests: FamilyRequests) -> None:
+def ask_hflm(model: Any, tokenizer: Any, requests: FamilyRequests, batch: int) -> None:
     """HFLM's answers."""
-    answer(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=HFLM_BATCH), requests)
+    answer(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch), requests)
 
 
 def answer(lm: Any, requests: FamilyRequests) -> None:
@@ -110,7 +111,7 @@ def same(one: Any, other: Any) -> bool:
     return one == other if isinstance(one, str) else abs(one[0] - other[0]) < 1e-3 and one[1] == other[1]
 
 
-def compare(name: str, family: Family, limit: int, rounds: int, data: Path, model: Any, tokenizer: Any) -> float:
+def compare(family: Family, limit: int, rounds: int, data: Path, model: Any, tokenizer: Any, batch: int) -> float:
     """Median ratio of HFLM's CPU seconds to ours; prints both, and both accuracies."""
     requests = RequestStore().get(family, data, limit, SEED)
     requests.loaded.scorer.sandbox = Refusing()
@@ -127,9 +128,9 @@ def compare(name: str, family: Family, limit: int, rounds: int, data: Path, mode
             return seconds
         return measured
 
-    found = alternate({"HFLM": arm("HFLM", ask_hflm), "ours": arm("ours", ask_ours)}, rounds)
+    found = alternate({"HFLM": arm("HFLM", partial(ask_hflm, batch=batch)), "ours": arm("ours", ask_ours)}, rounds)
     documents = sum(map(len, requests.documents.values()))
-    show(f"{name}: CPU seconds, {documents} documents", found)
+    show(f"{family.name}: CPU seconds, {documents} documents", found)
     show("", {"HFLM / ours": ratios(found, "HFLM", "ours")})
     for who, values in accuracies.items():
         print(f"{who}: {'; '.join(sorted(values))}")
@@ -166,6 +167,7 @@ def main() -> None:
     accepted = parser(__doc__)
     accepted.add_argument("--data", default=str(DATA / "eval-mirror"), help="mirror of the evaluation data")
     accepted.add_argument("--tokenizer", default=str(DATA / "tokenizer-gpt2"), help="folder of a tokenizer")
+    accepted.add_argument("--batch", type=int, default=HFLM_BATCH, help="rows of HFLM's batches")
     accepted.add_argument("--only", default="mmlu,humaneval,mgsm", help="families to measure")
     settings = accepted.parse_args()
     if not Path(settings.data).is_dir() or not Path(settings.tokenizer).is_dir():
@@ -180,7 +182,7 @@ def main() -> None:
                 "mgsm": (replace(FAMILIES["mgsm"], max_gen_toks=256), mgsm)}
     figures = {"evaluation.request_seconds": request_seconds(data)[0]}
     second_evaluation(data, model, tokenizer)
-    found = {name: compare(name, family, limit, rounds, data, model, tokenizer)
+    found = {name: compare(family, limit, rounds, data, model, tokenizer, settings.batch)
              for name, (family, limit) in families.items() if name in settings.only.split(",")}
     figures |= {f"evaluation.{name}_cpu_ratio": ratio for name, ratio in found.items()}
     if {"humaneval", "mgsm"} <= found.keys():
