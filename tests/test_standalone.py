@@ -83,6 +83,19 @@ def test_a_run_from_yaml_is_evaluated_at_its_turns_and_every_so_many_tokens(run)
     assert [step for step, _ in scalars["eval/average"]] == [0, 2, 3, 4]
 
 
+def test_a_run_resumed_into_an_evaluation_asks_and_trains_as_the_whole_one(run, tmp_path):
+    checkpoint = run / "checkpoints" / "step-00000003.ckpt"  # saved at the switch, before the evaluation there
+    configs = ["--config", "base", "--config", "hardware/cpu", "--config", str(run.parent / "run.yaml")]
+    assert main(["fit", *configs, "--run", str(tmp_path / "run"), "--ckpt_path", str(checkpoint)]) == 0
+    whole, resumed = (evaluations_in(folder)[0][-2:] for folder in (run, tmp_path / "run"))
+    for one, other in zip(whole, resumed, strict=True):
+        assert (one.step, one.reasons) == (other.step, other.reasons)
+        assert [score.bits for score in one.scores] == [score.bits for score in other.scores]
+    mine, theirs = (torch.load(folder / "checkpoints" / "last.ckpt", weights_only=False)["state_dict"]
+                    for folder in (run, tmp_path / "run"))
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
 def test_the_report_shows_a_run_with_evaluations(run, tmp_path, capsys):
     assert main(["report", str(run), "--output", str(tmp_path / "report.html")]) == 0
     page = (tmp_path / "report.html").read_text()
