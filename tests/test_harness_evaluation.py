@@ -27,6 +27,7 @@ from lm_eval.api.group import Group
 from lit_cpt.harness.evaluation import Kept, Options, evaluate, give
 from lit_cpt.harness.guard import eval_guard
 from lit_cpt.harness.programs import NoSandbox, ProgramScorer
+from lit_cpt.harness.progress import Progress
 from lit_cpt.harness.requests import GENERATES, RequestStore
 from lit_cpt.harness.results import mean_score
 from lit_cpt.harness.scoring import score_family
@@ -366,3 +367,20 @@ def test_broken_weights_are_flagged_and_not_averaged(world):
         assert found[name].scores == {}
     assert found["mgsm"].counts["requests"] == len(MGSM.tasks) * 2
     assert GENERATES == "generate_until"
+
+
+def test_a_long_evaluation_says_how_far_it_is(world, monkeypatch, caplog):
+    monkeypatch.setattr(Progress.__init__, "__defaults__", (True, 0.0))  # seconds between lines
+    mirror, tokenizer = world
+    with caplog.at_level("INFO"):
+        evaluate(build_model(), tokenizer, [SMALL[0], SMALL[3]], mirror, kept=Kept(), limit=1)
+    said = [record.getMessage() for record in caplog.records if record.name == "lit_cpt.harness.progress"]
+    assert any(line.startswith("mmlu: 1 of ") and "forwards" in line for line in said)
+    assert any(line.startswith("mgsm: 3 of 3 answers") for line in said)
+
+
+def test_a_rank_that_is_not_the_first_says_nothing(caplog):
+    with caplog.at_level("INFO"):
+        Progress("mmlu", aloud=False, seconds=0.0)(1, 2, "forwards")
+        Progress("mmlu", seconds=60.0)(1, 2, "forwards")
+    assert not caplog.records

@@ -20,6 +20,7 @@ from lit_cpt.harness.guard import eval_guard, is_sharded, sharded_again
 from lit_cpt.harness.language_model import USUAL_ROOM, LiveLM
 from lit_cpt.harness.network import Network
 from lit_cpt.harness.programs import NoSandbox, Sandbox
+from lit_cpt.harness.progress import Progress
 from lit_cpt.harness.ranks import RankFailed, Ranks
 from lit_cpt.harness.requests import GENERATES, FamilyRequests, RequestStore
 from lit_cpt.harness.results import FamilyResult, Results
@@ -244,6 +245,7 @@ class Job:
     def run(self, requests: FamilyRequests, found: FamilyResult) -> set[int]:
         """Ask the model everything; returns the `id` of requests whose logits were not finite."""
         lm, broken = self.lm, set[int]()
+        lm.tell = Progress(self.family.name, lm.ranks.rank == 0)
         lm.done = lambda request, text: start_programs(requests, request, text)
         for kind in ("loglikelihood", "loglikelihood_rolling"):
             asked = requests.instances(kind)

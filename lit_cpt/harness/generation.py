@@ -76,7 +76,8 @@ def fit(tokens: tuple[int, ...], room: int, window: int) -> tuple[tuple[int, ...
 
 
 def generate(network: Network, ranks: Ranks, prompts: Sequence[Prompt], budget: int, most_rows: int,
-             done: Callable[[Prompt, Answer], None] = lambda prompt, answer: None) -> dict[int, Answer]:
+             done: Callable[[Prompt, Answer], None] = lambda prompt, answer: None,
+             tell: Callable[[int, int, str], None] = lambda *_: None) -> dict[int, Answer]:
     """Answers of all prompts, by number, on every rank.
 
     Args:
@@ -86,6 +87,7 @@ def generate(network: Network, ranks: Ranks, prompts: Sequence[Prompt], budget: 
         budget: Tokens a forward, and a quarter of the tokens that the cache holds.
         most_rows: Rows a forward.
         done: Called on the rank that finishes an answer, while others are still being generated.
+        tell: Told after each forward how many of how many answers of this rank are finished.
     """
     ordered = sorted(prompts, key=lambda prompt: (-len(prompt.tokens), prompt.number))
     mine = ordered[ranks.rank :: ranks.size]
@@ -111,6 +113,7 @@ def generate(network: Network, ranks: Ranks, prompts: Sequence[Prompt], budget: 
                 batch.drop(row)
                 growing[row] = growing[-1]
                 growing.pop()
+            tell(len(answers), len(mine), "answers")
     return ranks.merge(answers)
 
 

@@ -38,6 +38,7 @@ class LiveLM(LM):
                  done: Callable[[Instance, str], None] = lambda request, text: None) -> None:
         super().__init__()
         self.network, self.encoder, self.ranks, self.done = network, encoder, ranks, done
+        self.tell: Callable[[int, int, str], None] = lambda *_: None  # told how far the work is
         self.budget, self.most_rows, self.share_prefixes = token_budget, most_rows, share_prefixes
         generation = getattr(network.model, "generation_config", None)
         ends = getattr(generation, "eos_token_id", None)
@@ -53,7 +54,7 @@ class LiveLM(LM):
     def score(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
         """Loglikelihood of each pair's continuation, and whether it is the greedy one."""
         found, cut = loglikelihoods(self.network, self.ranks, pairs, self.budget, self.most_rows,
-                                    64 if self.share_prefixes else None)
+                                    64 if self.share_prefixes else None, self.tell)
         self.truncated += cut
         return found
 
@@ -90,7 +91,7 @@ class LiveLM(LM):
         stops: dict[tuple[str, ...], Stops] = {}
         prompts = [self._prompt(number, request, stops) for number, request in enumerate(requests)]
         found = generate(self.network, self.ranks, prompts, self.budget, self.most_rows,
-                         lambda prompt, answer: self.done(requests[prompt.number], answer.text))
+                         lambda prompt, answer: self.done(requests[prompt.number], answer.text), self.tell)
         return [found[number] for number in range(len(requests))]
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:

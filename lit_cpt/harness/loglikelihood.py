@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from transformers.cache_utils import Cache
@@ -16,7 +16,8 @@ CHUNK = 512  # positions whose logits are held in float32 at once
 
 
 def loglikelihoods(network: Network, ranks: Ranks, pairs: Sequence[Pair], budget: int, most_rows: int,
-                   shortest_prefix: int | None = 64) -> tuple[list[tuple[float, bool]], int]:
+                   shortest_prefix: int | None = 64, tell: Callable[[int, int, str], None] = lambda *_: None
+                   ) -> tuple[list[tuple[float, bool]], int]:
     """For each pair of context and continuation, its log-probability and whether greedy decoding would give it.
 
     Args:
@@ -26,6 +27,7 @@ def loglikelihoods(network: Network, ranks: Ranks, pairs: Sequence[Pair], budget
         budget: Tokens a forward.
         most_rows: Rows a forward.
         shortest_prefix: Shared prefixes from this length on are computed once; None computes all anew.
+        tell: Told after each forward how many of how many are made.
 
     Returns:
         The results, in nats, and how many requests were cut to the model's window.
@@ -36,10 +38,12 @@ def loglikelihoods(network: Network, ranks: Ranks, pairs: Sequence[Pair], budget
     found = torch.zeros(len(pairs), 2, dtype=torch.float64)
     steps = run(network, shares[ranks.rank], found)
     with ranks.together():
-        for _ in range(max(map(forwards, shares)) if ranks.lockstep else forwards(shares[ranks.rank])):
+        total = max(map(forwards, shares)) if ranks.lockstep else forwards(shares[ranks.rank])
+        for made in range(total):
             ranks.anyone(True)
             if next(steps, None) is None:
                 network.idle()
+            tell(made + 1, total, "forwards")
     found = ranks.sum(found.to(ranks.device)).cpu() if ranks.size > 1 else found
     return [(value, bool(greedy)) for value, greedy in found.tolist()], cut
 
