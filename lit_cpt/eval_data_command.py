@@ -7,9 +7,10 @@ from pathlib import Path
 from tabulate import tabulate
 
 from lit_cpt.arguments import command_parser, parse
+from lit_cpt.harness.checking import check
 from lit_cpt.harness.families import FAMILIES, LANGUAGES, PAPER_LANGUAGES
 from lit_cpt.harness.fetching import fetch
-from lit_cpt.harness.mirror import check, describe, needs, read_configs
+from lit_cpt.harness.mirror import facts_of, needs, read_configs
 
 DESCRIPTION = """Brings the data of MMLU, HellaSwag, HumanEval and MGSM to a folder that evaluations read without a
 network (`fetch`, on a connected machine; then copy the folder), or says what of it is missing or changed (`check`).
@@ -24,7 +25,8 @@ def eval_data_command(arguments: list[str]) -> None:
     """
     asks_help = not {"--help", "-h"}.isdisjoint(arguments[1:])
     deed = arguments[1] if len(arguments) > 1 else ""
-    if deed not in ("fetch", "check") and not asks_help:
+    known = deed in ("fetch", "check")
+    if not known and not asks_help:
         raise ValueError(f"eval-data {deed}: there are `lit-cpt eval-data fetch --data DIR` and `lit-cpt eval-data "
                          "check --data DIR`.")
     parser = command_parser("eval-data fetch|check", DESCRIPTION)
@@ -33,9 +35,11 @@ def eval_data_command(arguments: list[str]) -> None:
     parser.add_argument("--languages", type=str, default=",".join(PAPER_LANGUAGES), help="Of MGSM, separated by "
                         f"commas, or all: {', '.join(LANGUAGES)}.")
     parser.add_argument("--from", type=str, metavar="FOLDER", help="fetch: copy from this mirror instead of the hub.")
-    given = parse(parser, [word for word in arguments[1:] if word != deed or asks_help])
+    given = parse(parser, arguments[2:] if known else arguments[1:])
     families = named(given["families"], tuple(FAMILIES), "family")
     languages = LANGUAGES if given["languages"] == "all" else named(given["languages"], LANGUAGES, "language")
+    if deed == "check" and given["from"] is not None:
+        raise ValueError(f"eval-data check --from {given['from']}: only fetch takes --from; check looks at --data.")
     if deed == "fetch":
         fetch(given["data"], repositories_of(families), languages=languages, source=given["from"])
     report(Path(given["data"]), families, languages)
@@ -47,7 +51,7 @@ def named(given: str, known: tuple[str, ...], what: str) -> tuple[str, ...]:
     Raises:
         ValueError: One is not known.
     """
-    names = tuple(name for name in given.replace(" ", "").split(",") if name)
+    names = tuple(dict.fromkeys(name for name in given.replace(" ", "").split(",") if name))
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ValueError(f"there is no {what} {', '.join(unknown) or '(none given)'}; there are {', '.join(known)}.")
@@ -65,18 +69,21 @@ def report(root: Path, families: tuple[str, ...], languages: tuple[str, ...]) ->
     Raises:
         ValueError: The mirror is not whole.
     """
-    rows, problems = [], []
+    rows, problems, broken = [], [], []
     for family in families:
         wrong = check(root, repositories_of((family,)), languages)
         counted = sizes(root, repositories_of((family,)), languages)
         rows.append([family, *counted, "not whole" if wrong else "whole"])
         problems += [f"{family}: {one}" for one in wrong]
+        broken += [family] if wrong else []
     print(tabulate(rows, ["family", "documents", "files", ""], disable_numparse=True,
                    colalign=("left", "right", "right", "left")))
     if problems:
         few = [*problems[:10], *([f"... and {len(problems) - 10} more"] if len(problems) > 10 else [])]
         print("\n".join(["", *(f"! {one}" for one in few)]))
-        raise ValueError(f"{root} is not whole. On a connected machine: lit-cpt eval-data fetch --data {root}")
+        spoken = "mgsm" in broken and languages != PAPER_LANGUAGES
+        raise ValueError(f"{root} is not whole. On a connected machine: lit-cpt eval-data fetch --data {root} "
+                         f"--families {','.join(broken)}" + (f" --languages {','.join(languages)}" if spoken else ""))
 
 
 def sizes(root: Path, repositories: list[str], languages: tuple[str, ...]) -> list[str]:
@@ -85,14 +92,13 @@ def sizes(root: Path, repositories: list[str], languages: tuple[str, ...]) -> li
     for name in repositories:
         need = needs(languages)[name]
         try:
-            configs = read_configs(root / name)
-            facts = describe(root, [name])
+            chosen = {config: splits for config, splits in read_configs(root / name).items()
+                      if config in (need.configs or (config,))}
+            counted = [(split, facts_of(path)["rows"]) for splits in chosen.values()
+                       for split in need.splits for path in splits.get(split, ())]
         except (OSError, ValueError):
             continue
         asked = "validation" if "validation" in need.splits else "test"
-        for config in need.configs or configs:
-            for split in need.splits:
-                paths = configs.get(config, {}).get(split, ())
-                found = [facts[path.relative_to(root).as_posix()]["rows"] for path in paths]
-                documents, files = documents + sum(found) * (split == asked), files + len(found)
+        documents += sum(rows for split, rows in counted if split == asked)
+        files += len(counted)
     return [f"{documents:,}", str(files)]

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from pathlib import Path
 from types import SimpleNamespace
 
+import lm_eval
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from reference_scoring import score_probes
 from test_microworld import SMALL, oracle_text
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationMixin,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutput
 
 from lit_cpt.harness import Suite
 from lit_cpt.harness.evaluation import Kept, evaluate
 from lit_cpt.microworld import World, write_model_config
 from lit_cpt.microworld.probes import ChoiceProbe
-from lit_cpt.microworld.tasks import write_tasks
+from lit_cpt.microworld.tasks import questions, write_tasks
 from lit_cpt.microworld.tokenizer import END_OF_TEXT, train_tokenizer
 
 NAMES = ["knowledge", "completion", "code", "math", "transfer"]
@@ -128,25 +141,65 @@ def test_completion_goes_by_likelihood_per_character_and_knowledge_does_not(smal
         assert list(found[family][0]) == expected
 
 
-def test_stock_lm_eval_scores_the_tasks_alike(small, tokenizer, folder):
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
+class Speaking(PreTrainedModel, GenerationMixin):
+    """An oracle as stock lm-eval takes a model: it also generates, from the whole text each time."""
 
+    def __init__(self, oracle: Oracle) -> None:
+        super().__init__(PretrainedConfig(vocab_size=oracle.vocabulary, max_position_embeddings=512, eos_token_id=0,
+                                          num_hidden_layers=1))
+        self.oracle = oracle
+
+    def prepare_inputs_for_generation(self, input_ids, attention_mask=None, **_):
+        return {"input_ids": input_ids}
+
+    def forward(self, input_ids, **_):
+        return CausalLMOutput(logits=self.oracle(input_ids, use_cache=False).logits)
+
+
+def stock_hits(model, tokenizer, folder):
+    """Family -> hits, by stock lm-eval and its own Hugging Face model."""
+    manager = TaskManager(include_defaults=False, include_path=str(folder / "tasks"))
+    asking = HFLM(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=16)
+    found = lm_eval.evaluate(asking, manager.load(NAMES), bootstrap_iters=0, log_samples=True)
+    return {name: tuple(int(sample["acc_norm" if name == "completion" else "acc"])
+                        for sample in sorted(found["samples"][name], key=lambda sample: sample["doc_id"]))
+            for name in NAMES}
+
+
+def test_stock_lm_eval_scores_every_probe_alike(small, tokenizer, folder):
+    oracle = Oracle(small, tokenizer, 0.5)
+    found = stock_hits(Speaking(oracle), tokenizer, folder)
+    assert found == {name: score.hits for name, score in score_probes(oracle, tokenizer, small).items()}
+    assert all(0 < sum(hits) < len(hits) for hits in found.values())
+
+
+def test_stock_lm_eval_scores_a_transformer_alike(small, tokenizer, folder):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    manager = TaskManager(include_defaults=False, include_path=str(folder / "tasks"))
-    loaded = manager.load(["knowledge", "completion", "math"])
-    found = lm_eval.evaluate(HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16), loaded, bootstrap_iters=0)
-    ours = asked(model, tokenizer, folder)
-    for name, metric in (("knowledge", "acc,none"), ("completion", "acc_norm,none"), ("math", "acc,none")):
-        hits = ours[name][0]
-        assert found["results"][name][metric] == pytest.approx(sum(hits) / len(hits))
+    found = stock_hits(model, tokenizer, folder)
+    assert found == {name: score.hits for name, score in score_probes(model, tokenizer, small).items()}
 
 
-def test_a_family_without_probes_writes_a_task_without_documents(tmp_path):
-    import dataclasses
+def test_every_question_begins_with_one_end_of_text_token(small, tokenizer, folder):
+    for name in NAMES:
+        documents = questions(folder / "tasks" / f"{name}.jsonl")
+        prompts = tokenizer([probe.prompt for probe in small.probes[name]], add_special_tokens=False)["input_ids"]
+        assert tokenizer(list(documents["text"]))["input_ids"] == [[tokenizer.eos_token_id, *ids] for ids in prompts]
 
+
+FRAGMENTS = ["\n", "\ndef", "def", "    return ", "n", "nums", " + 1", "7", " 12", "", "x"]
+PIECES = st.lists(st.sampled_from(FRAGMENTS), max_size=9)
+
+
+@given(pieces=PIECES, after=PIECES, right=st.booleans())
+def test_what_stands_behind_a_stop_string_is_not_graded(small, pieces, after, right):
+    code, number = small.probes["code"][0], small.probes["math"][0]
+    for probe, stop in ((code, "\ndef"), (number, "\n")):
+        text = (oracle_text(probe) if right else "") + "".join(pieces)
+        assert probe.grade(text.split(stop)[0]) == probe.grade(text) == probe.grade(text + stop + "".join(after))
+
+
+def test_a_family_without_probes_has_no_task(tmp_path):
     world = World(0, dataclasses.replace(SMALL, code_probes=0))
-    write_tasks(world, tmp_path, END_OF_TEXT)
-    assert (Path(tmp_path) / "code.jsonl").read_text() == ""
+    assert write_tasks(world, tmp_path, END_OF_TEXT) == ["knowledge", "completion", "math", "transfer"]
+    assert not list(tmp_path.glob("code.*"))

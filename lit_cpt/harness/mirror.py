@@ -9,17 +9,20 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lit_cpt.evaluations import replace_file
 from lit_cpt.harness.families import PAPER_LANGUAGES
 
 MANIFEST = "MANIFEST.json"
+
+
+Patterns = dict[str, dict[str, tuple[str, ...]]]
+"""Where files lie in a repository: by config and split, patterns as its header has them."""
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,26 @@ class Need:
     """What a family reads of one repository.
 
     Args:
-        splits: Splits every config must have.
+        splits: Splits every config must have; empty means each that it has.
         configs: Configs that must be there; empty means each that the README names.
-        files: Patterns of the files to fetch.
+        columns: Columns that every file must have.
     """
 
-    splits: tuple[str, ...]
+    splits: tuple[str, ...] = ()
     configs: tuple[str, ...] = ()
-    files: tuple[str, ...] = ("README.md", "*.parquet")
+    columns: tuple[str, ...] = ()
+
+    def choose(self, patterns: Patterns) -> Patterns:
+        """The part of ``patterns`` that is needed."""
+        return {config: {split: place for split, place in splits.items() if split in (self.splits or splits)}
+                for config, splits in patterns.items() if config in (self.configs or patterns)}
+
+    def lacking(self, found: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[str]:
+        """What ``found`` has not, of the needed configs and splits; as the end of a sentence about a repository."""
+        missing = [f"lacks config {config!r}" for config in self.configs if config not in found]
+        there = [config for config in self.configs or found if config in found]
+        return missing + [f"has no files for split {split!r} of {config!r}" for config in there for split in self.splits
+                          if not found[config].get(split)]
 
 
 def mmlu_subjects() -> tuple[str, ...]:
@@ -48,12 +63,61 @@ def mmlu_subjects() -> tuple[str, ...]:
 def needs(languages: Sequence[str] = PAPER_LANGUAGES) -> dict[str, Need]:
     """What the paper's families read, by repository; of MGSM these languages."""
     return {
-        "cais/mmlu": Need(("dev", "test"), mmlu_subjects(), ("README.md", "*/dev-*.parquet", "*/test-*.parquet")),
-        "Rowan/hellaswag": Need(("train", "validation")),
-        "openai/openai_humaneval": Need(("test",)),
-        "juletxara/mgsm": Need(("train", "test"), tuple(languages),
-                               ("README.md", *(f"{language}/*" for language in languages))),
+        "cais/mmlu": Need(("dev", "test"), mmlu_subjects(), ("question", "choices", "answer")),
+        "Rowan/hellaswag": Need(("train", "validation"), (), ("activity_label", "ctx_a", "ctx_b", "endings", "label")),
+        "openai/openai_humaneval": Need(("test",), (), ("prompt", "canonical_solution", "test", "entry_point")),
+        "juletxara/mgsm": Need(("train", "test"), tuple(languages), ("question", "answer", "answer_number")),
     }
+
+
+def read_patterns(repository: Path) -> Patterns:
+    """Where the files of each config and split lie, as the README's ``configs:`` header says.
+
+    Raises:
+        FileNotFoundError: There is no README.md.
+        ValueError: It has no ``configs:`` header, or one that cannot be read.
+    """
+    readme = repository / "README.md"
+    if not readme.is_file():
+        raise FileNotFoundError(f"{readme} is missing: a mirrored repository has the README.md of its hub repository, "
+                                "whose configs: header names the files. Fetch the mirror anew.")
+    header = read_header(readme.read_text(encoding="utf-8"))
+    if not header.get("configs"):
+        raise ValueError(f"{readme} has no configs: header between two lines of ---, so nobody knows its splits. "
+                         "Fetch the mirror anew.")
+    try:
+        return {config["config_name"]: _splits(config["data_files"]) for config in header["configs"]}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{readme} has a configs: header that cannot be read ({error!r}): each config has a "
+                         "config_name, and data_files with split and path. Fetch the mirror anew.") from error
+
+
+def read_header(text: str) -> dict[str, Any]:
+    """What stands between the first two lines of ``---``; empty where that is nothing."""
+    return dict(_header(text))
+
+
+@lru_cache(maxsize=64)
+def _header(text: str) -> Mapping[str, Any]:
+    """The header of a README; parsed once for each text."""
+    import yaml
+
+    parts = text.replace("\r\n", "\n").split("---\n", 2)
+    try:
+        found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except yaml.YAMLError:
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
+def _splits(entries: Any) -> dict[str, tuple[str, ...]]:
+    """Patterns by split, of the forms that ``data_files:`` may have: a path, some paths, or some splits."""
+    listed = [entries] if isinstance(entries, str) else entries
+    found: dict[str, tuple[str, ...]] = {}
+    for entry in listed:
+        split, path = ("train", entry) if isinstance(entry, str) else (entry["split"], entry["path"])
+        found[split] = (*found.get(split, ()), *([path] if isinstance(path, str) else path))
+    return found
 
 
 def read_configs(repository: Path) -> dict[str, dict[str, list[Path]]]:
@@ -61,39 +125,14 @@ def read_configs(repository: Path) -> dict[str, dict[str, list[Path]]]:
 
     Raises:
         FileNotFoundError: There is no README.md.
-        ValueError: It has no ``configs:`` header.
+        ValueError: It has no ``configs:`` header, or one that cannot be read.
     """
-    readme = repository / "README.md"
-    if not readme.is_file():
-        raise FileNotFoundError(f"{readme} is missing: a mirrored repository has the README.md of its hub repository, "
-                                "whose configs: header names the files. Fetch the mirror anew.")
-    header = _header(readme, readme.stat().st_mtime_ns)
-    if not header.get("configs"):
-        raise ValueError(f"{readme} has no configs: header between two lines of ---, so nobody knows its splits. "
-                         "Fetch the mirror anew.")
-    found: dict[str, dict[str, list[Path]]] = {}
-    for config in header["configs"]:
-        entries = config["data_files"]
-        entries = [{"split": "train", "path": entries}] if isinstance(entries, str) else entries
-        splits = {entry["split"]: sorted(_matches(repository, entry["path"])) for entry in entries}
-        found[config["config_name"]] = {split: files for split, files in splits.items() if files}
+    found = {}
+    for config, splits in read_patterns(repository).items():
+        files = {split: sorted({path for pattern in patterns for path in repository.glob(pattern) if path.is_file()})
+                 for split, patterns in splits.items()}
+        found[config] = {split: paths for split, paths in files.items() if paths}
     return found
-
-
-@lru_cache(maxsize=64)
-def _header(readme: Path, mtime_ns: int) -> dict[str, Any]:
-    """What stands between the first two lines of ``---``; parsed once for each state of the file."""
-    import yaml
-
-    parts = readme.read_text(encoding="utf-8").split("---\n", 2)
-    found = yaml.safe_load(parts[1]) if len(parts) == 3 else None
-    return found if isinstance(found, dict) else {}
-
-
-def _matches(repository: Path, patterns: str | Sequence[str]) -> list[Path]:
-    """Files of ``repository`` that a ``path:`` entry names."""
-    listed = [patterns] if isinstance(patterns, str) else patterns
-    return [path for pattern in listed for path in repository.glob(pattern) if path.is_file()]
 
 
 def files_of(data: Path, repositories: Iterable[str]) -> list[Path]:
@@ -130,75 +169,60 @@ def folder_hash(folder: Path) -> str:
     return "sha256:" + whole.hexdigest()
 
 
-def describe(data: Path, repositories: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Rows and sha256 of every parquet file, by path in the mirror."""
+def facts_of(path: Path) -> dict[str, Any]:
+    """Rows and sha256 of a parquet file.
+
+    Raises:
+        ValueError: It is not one.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    return {path.relative_to(data).as_posix(): {"rows": pq.read_metadata(path).num_rows, "sha256": file_digest(path)}
-            for path in files_of(data, repositories) if path.suffix == ".parquet"}
-
-
-def write_manifest(data: Path, repositories: Iterable[str]) -> Path:
-    """Write (or add to) ``MANIFEST.json``; returns its path."""
-    path = data / MANIFEST
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    kept = {name: facts for name, facts in known.items() if (data / name).is_file()}
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps({**kept, **describe(data, repositories)}, indent=1, sort_keys=True) + "\n",
-                     encoding="utf-8")
-    os.replace(draft, path)
-    return path
-
-
-def check(data: str | Path, repositories: Sequence[str] | None = None,
-          languages: Sequence[str] = PAPER_LANGUAGES) -> list[str]:
-    """What is wrong with a mirror, one sentence each; an empty list means it is whole.
-
-    Args:
-        data: Its root.
-        repositories: Those that must be there; None asks for those of the paper's families.
-        languages: Of MGSM.
-    """
-    root = Path(data)
-    if not root.is_dir():
-        return [f"{root} is not a folder: fetch the mirror on a connected machine and copy it here."]
-    wanted = needs(languages)
-    asked = list(wanted) if repositories is None else list(repositories)
-    problems = [problem for name in asked for problem in _check_repository(root, name, wanted.get(name, Need(())))]
-    return problems + _check_manifest(root, {name: wanted.get(name, Need(())) for name in asked})
-
-
-def _check_repository(root: Path, name: str, need: Need) -> list[str]:
-    if not (root / name).is_dir():
-        return [f"{root / name} is missing: fetch {name} into this mirror."]
     try:
-        configs = read_configs(root / name)
-    except (OSError, ValueError) as error:
-        return [str(error)]
-    problems = [f"{name} lacks config {config!r}: fetch it anew." for config in need.configs if config not in configs]
-    for config in need.configs or configs:
-        problems += [f"{name} has no files for split {split!r} of {config!r}: fetch it anew."
-                     for split in need.splits if split not in configs.get(config, {split: []})]
-    return problems
+        return {"rows": pq.read_metadata(path).num_rows, "sha256": file_digest(path)}
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} is not a parquet file ({error}): the copy is damaged. Fetch it anew.") from error
 
 
-def _check_manifest(root: Path, wanted: Mapping[str, Need]) -> list[str]:
+def read_manifest(root: Path) -> dict[str, dict[str, Any]]:
+    """Rows and sha256 by path; empty where there is no manifest.
+
+    Raises:
+        ValueError: It is not what a manifest is.
+    """
     path = root / MANIFEST
     if not path.is_file():
-        return [f"{path} is missing: nothing says what the files should be. Fetch the mirror anew."]
+        return {}
     try:
-        manifest: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        return [f"{path} cannot be read: it is not JSON. Fetch the mirror anew."]
-    patterns = [f"{name}/{pattern}" for name, need in wanted.items() for pattern in need.files]
-    mine = {name: facts for name, facts in manifest.items() if any(fnmatch(name, pattern) for pattern in patterns)}
-    problems = []
-    for name, facts in mine.items():
-        if not (root / name).is_file():
-            problems.append(f"{name} is in the manifest but not in the mirror: fetch it anew.")
-        elif file_digest(root / name) != facts.get("sha256"):
-            problems.append(f"{name} has sha256 {file_digest(root / name)[:12]}…, the manifest says "
-                            f"{str(facts.get('sha256'))[:12]}…: the copy is damaged or another version. Fetch it anew.")
-    there = {path.relative_to(root).as_posix() for path in files_of(root, wanted) if path.suffix == ".parquet"}
-    added = sorted(there - set(manifest))
-    return problems + [f"{name} is not in the manifest: somebody added it by hand." for name in added]
+        found = None
+    if not isinstance(found, dict) or not all(isinstance(facts, dict) for facts in found.values()):
+        raise ValueError(f"{path} cannot be read: it is not JSON of rows and sha256 by path. Fetch the mirror anew.")
+    return found
+
+
+def write_manifest(data: Path, repositories: Iterable[str], brought: Collection[Path] | None = None) -> Path:
+    """Write (or add to) ``MANIFEST.json``; returns its path.
+
+    Args:
+        data: Root of the mirror.
+        repositories: Those whose files are described.
+        brought: Files known to be good. What the manifest says of others stays, so that a file which was damaged is
+            not described as it is now; None describes all anew.
+
+    Raises:
+        ValueError: A file to be described is not parquet.
+    """
+    try:
+        known = read_manifest(data)
+    except ValueError:
+        known = {}
+    kept = {name: facts for name, facts in known.items() if (data / name).is_file()}
+    there = [path for path in files_of(data, repositories) if path.suffix == ".parquet"]
+    fresh = [path for path in there
+             if brought is None or path in brought or path.relative_to(data).as_posix() not in kept]
+    replace_file(data / MANIFEST, json.dumps(
+        {**kept, **{path.relative_to(data).as_posix(): facts_of(path) for path in fresh}}, indent=1, sort_keys=True)
+        + "\n")
+    return data / MANIFEST

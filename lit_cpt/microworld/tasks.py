@@ -34,7 +34,7 @@ def documents(family, **_):
 
 
 def write_tasks(world: World, directory: str | Path, end_of_text: str) -> list[str]:
-    """Write a task for each family of ``world.probes``; the folder may be moved.
+    """Write a task for each family of ``world.probes`` that has probes; the folder may be moved.
 
     Args:
         world: Whose questions.
@@ -42,16 +42,18 @@ def write_tasks(world: World, directory: str | Path, end_of_text: str) -> list[s
         end_of_text: Text of the tokenizer's end-of-text token.
 
     Returns:
-        Names of the tasks: knowledge, completion, code, math, transfer.
+        Names of the tasks written, of knowledge, completion, code, math and transfer.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "questions.py").write_text(FUNCTIONS, encoding="utf-8")
-    for family, probes in world.probes.items():
+    # lm-eval cannot run a task without documents: a family without probes has none.
+    asked = {family: probes for family, probes in world.probes.items() if probes}
+    for family, probes in asked.items():
         lines = [json.dumps(row(probe, end_of_text), ensure_ascii=False) + "\n" for probe in probes]
         (folder / f"{family}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
         (folder / f"{family}.yaml").write_text(task_file(family, probes), encoding="utf-8")
-    return list(world.probes)
+    return list(asked)
 
 
 def row(probe: Probe, end_of_text: str) -> dict[str, Any]:
@@ -63,8 +65,8 @@ def row(probe: Probe, end_of_text: str) -> dict[str, Any]:
 
 
 def task_file(family: str, probes: Sequence[Probe]) -> str:
-    """The YAML of a family's task."""
-    kind = type(probes[0]) if probes else NumberProbe
+    """The YAML of a family's task; ``probes`` are all of one kind, and at least one."""
+    kind = type(probes[0])
     task = {"task": family, "custom_dataset": Function("questions.documents"), "dataset_kwargs": {"family": family},
             "test_split": "test", "doc_to_text": "text", "num_fewshot": 0, "metadata": {"version": 1.0}}
     if kind is ChoiceProbe:
