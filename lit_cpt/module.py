@@ -8,16 +8,18 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.distributed.tensor import DTensor
 from torchmetrics import MeanMetric
 
 from lit_cpt.blends import mixed
 from lit_cpt.counters import set_progress, validation_due, validation_pending
 from lit_cpt.events import append_event, read_events
 from lit_cpt.identity import Identity, accepted_changes, identity_of
+from lit_cpt.losses import NextTokenLoss
+from lit_cpt.parallel import ShardedStrategy, reduce_gradients
 from lit_cpt.recipe import Batch, Recipe
 from lit_cpt.stream import rewind_untrained
-from lit_cpt.weights import build_model, load_moments, parameter_groups, read_moments
+from lit_cpt.weights import build_model, build_sharded, load_moments, parameter_groups, read_moments
 
 log = logging.getLogger(__name__)
 
@@ -61,16 +63,20 @@ class ContinuedPretraining(pl.LightningModule):
         pretrained: Folder or hub name of the model to continue.
         architecture: Instead of it, a folder, hub name or config values to initialise at random.
         optimizer_state: Checkpoint whose AdamW moments the run starts with (`weights.read_moments`).
+        z_loss: Weight of the squared logarithm of the softmax's normaliser (`losses.linear_cross_entropy`); the
+            paper's runs have none.
     """
 
     def __init__(self, recipe: Recipe, pretrained: str | None = None,
-                 architecture: str | dict[str, Any] | None = None, optimizer_state: str | None = None) -> None:
+                 architecture: str | dict[str, Any] | None = None, optimizer_state: str | None = None,
+                 z_loss: float = 0.0) -> None:
         super().__init__()
         if (pretrained is None) == (architecture is None):
             raise ValueError(f"model.pretrained={pretrained!r} and model.architecture={architecture!r}: give exactly "
                              "one, a model to continue or a config to initialise at random.")
         self.recipe, self.pretrained, self.architecture = recipe, pretrained, architecture
-        self.optimizer_state = optimizer_state
+        self.optimizer_state, self.z_loss = optimizer_state, z_loss
+        self.loss_of: NextTokenLoss | None = None
         self.model: nn.Module | None = None
         self.validation_losses: dict[str, MeanMetric] = {}
         self.step_loss: torch.Tensor | float = 0.0  # of the micro-batches of the step that is being made
@@ -92,7 +98,11 @@ class ContinuedPretraining(pl.LightningModule):
     def configure_model(self) -> None:
         """Build the model once; Lightning calls this for every entry point."""
         if self.model is None:
-            self.model = build_model(self.pretrained, self.architecture)
+            strategy = self.trainer.strategy if self._trainer is not None else None
+            if isinstance(strategy, ShardedStrategy):
+                self.model = build_sharded(strategy, self.pretrained, self.architecture, not self.trainer.ckpt_path)
+            else:
+                self.model = build_model(self.pretrained, self.architecture)
             self.model.train()  # from_pretrained returns it in eval mode, and Lightning keeps what it finds
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -103,8 +113,10 @@ class ContinuedPretraining(pl.LightningModule):
 
     def loss(self, blocks: torch.Tensor) -> torch.Tensor:
         """Mean next-token cross-entropy (nats) over every position of ``blocks``, shape (B, T + 1)."""
-        logits = self(blocks[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1).float(), blocks[:, 1:].flatten())
+        assert self.model is not None
+        if self.loss_of is None or self.loss_of.model is not self.model:
+            self.loss_of = NextTokenLoss(self.model, self.z_loss)
+        return self.loss_of(blocks)
 
     # Training --------------------------------------------------------------------------------------
 
@@ -161,6 +173,8 @@ class ContinuedPretraining(pl.LightningModule):
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         """Loss of one micro-batch."""
+        if not getattr(self.trainer.strategy, "reduce_every_micro_batch", True):
+            reduce_gradients(self.model, not self.trainer.fit_loop._should_accumulate())
         loss = self.loss(batch)
         self.step_loss += loss.detach()
         return loss
@@ -168,7 +182,8 @@ class ContinuedPretraining(pl.LightningModule):
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip by the recipe's norm and keep the norm for the log."""
         clip = self.recipe.optimizer.clip or float("inf")
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.parameters(), clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), clip)
+        self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
         """Step, then log: sooner than any callback hears of the step, so that what it saves is as of after the log."""

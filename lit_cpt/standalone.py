@@ -25,7 +25,7 @@ from lit_cpt.harness.record import evaluation_of
 from lit_cpt.harness.subject import read_tokenizer
 from lit_cpt.harness.suite import Effort, Suite
 from lit_cpt.sandbox import Sandbox
-from lit_cpt.weights import build_model, load_weights
+from lit_cpt.weights import build_model, is_distributed, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -109,9 +109,9 @@ def is_first() -> bool:
 def open_subject(checkpoint: str, tokenizer: str | None, dtype: torch.dtype) -> Subject:
     """Load what `evaluate_saved` names."""
     path = Path(checkpoint)
-    if path.is_dir() and not (path / "config.json").exists():
+    if path.is_dir() and not (path / "config.json").exists() and not is_distributed(path):
         path = newest_of(path)
-    if path.is_file():
+    if path.is_file() or is_distributed(path):
         return from_checkpoint(path, tokenizer, dtype)
     if not path.exists() and (checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1
                               or path.suffix == ".ckpt"):
@@ -139,7 +139,7 @@ def from_checkpoint(path: Path, tokenizer: str | None, dtype: torch.dtype) -> Su
     """The model in a checkpoint of ours."""
     if (wrong := damage(path)) is not None:
         raise ValueError(f"--checkpoint {path} is damaged: {wrong}.")
-    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    saved = torch.load(path / "meta.pt" if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True)
     ours = saved.get("lit_cpt")
     if ours is None:
         raise ValueError(f"--checkpoint {path} was not written by lit_cpt. Save its model with `save_pretrained` and "

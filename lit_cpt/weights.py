@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +23,7 @@ PREFIX = "model."  # the attribute under which the LightningModule holds the HF 
 
 
 def build_model(pretrained: str | None, architecture: str | dict[str, Any] | None,
-                dtype: torch.dtype = torch.float32) -> nn.Module:
+                dtype: torch.dtype | str = torch.float32) -> nn.Module:
     """A causal language model: from a pretrained folder or hub name, or newly initialised.
 
     Args:
@@ -30,7 +35,7 @@ def build_model(pretrained: str | None, architecture: str | dict[str, Any] | Non
     Raises:
         ValueError: Not exactly one of the two, or it cannot be read.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     if (pretrained is None) == (architecture is None):
         raise ValueError(f"pretrained={pretrained!r} and architecture={architecture!r}: give exactly one, a model to "
@@ -38,21 +43,95 @@ def build_model(pretrained: str | None, architecture: str | dict[str, Any] | Non
     try:
         if pretrained is not None:
             return AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype)
-        if isinstance(architecture, dict):
-            values = dict(architecture)
-            config = AutoConfig.for_model(values.pop("model_type", None), **values)
-        else:
-            config = AutoConfig.from_pretrained(str(architecture))
-        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+        assert architecture is not None
+        return AutoModelForCausalLM.from_config(config_of(architecture), dtype=dtype)
     except (OSError, ValueError) as error:
-        given = f"pretrained={pretrained!r}" if pretrained else f"architecture={architecture!r}"
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{given} cannot be read: {reason} Give a folder with config.json (and weights), as "
-                         "`save_pretrained` writes it, or the name of a hub model.") from error
+        raise unreadable(pretrained, architecture, error) from error
+
+
+def config_of(architecture: str | dict[str, Any]) -> Any:
+    """The config that a folder, a hub name or plain values name."""
+    from transformers import AutoConfig
+
+    if isinstance(architecture, dict):
+        values = dict(architecture)
+        return AutoConfig.for_model(values.pop("model_type", None), **values)
+    return AutoConfig.from_pretrained(str(architecture))
+
+
+def build_sharded(strategy: Any, pretrained: str | None, architecture: str | dict[str, Any] | None,
+                  fill: bool = True) -> nn.Module:
+    """`build_model`, of which each rank only ever holds its shard: rank 0 reads the weights and hands them out.
+
+    Args:
+        strategy: A `lit_cpt.parallel.ShardedStrategy`, set up.
+        pretrained: As for `build_model`.
+        architecture: As for `build_model`; rank 0 initialises, so that the values do not depend on the ranks.
+        fill: Whether weights are given at all; not, where a checkpoint brings them.
+
+    Raises:
+        ValueError: It cannot be read, on any rank.
+    """
+    from transformers import AutoModelForCausalLM
+
+    whole: dict[str, Any] = {}
+    problem: ValueError | None = None
+    skeleton: nn.Module | None = None
+    try:
+        if fill and strategy.is_global_zero:
+            # In the file's own precision: the pages of its memory map are handed on without a copy.
+            source = build_model(pretrained, architecture, "auto" if pretrained else torch.float32)
+            whole, config = source.state_dict(), source.config
+        else:
+            config = read_config(pretrained, architecture)
+        with torch.device("meta"):
+            skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    except ValueError as error:
+        problem = error
+    if (said := strategy.broadcast(str(problem) if problem else None)) or problem:
+        raise ValueError(str(problem) if problem else said)
+    assert skeleton is not None
+    model: Any = strategy.shard(skeleton)
+    model.to_empty(device=strategy.root_device)
+    model.tie_weights()
+    if fill:
+        set_model_state_dict(model, whole, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
+    for value in model.state_dict(keep_vars=True).values():
+        value._is_hf_initialized = True
+    model.initialize_weights()  # only what no file holds, such as rotary frequencies
+    return model
+
+
+def read_config(pretrained: str | None, architecture: str | dict[str, Any] | None) -> Any:
+    """The config of `build_model`'s model.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    try:
+        return config_of(architecture if pretrained is None else pretrained)  # type: ignore[arg-type]
+    except (OSError, ValueError) as error:
+        raise unreadable(pretrained, architecture, error) from error
+
+
+def unreadable(pretrained: str | None, architecture: Any, error: Exception) -> ValueError:
+    """What to say of a model that cannot be read."""
+    given = f"pretrained={pretrained!r}" if pretrained else f"architecture={architecture!r}"
+    return ValueError(f"{given} cannot be read: {str(error).strip().splitlines()[0]} Give a folder with config.json "
+                      "(and weights), as `save_pretrained` writes it, or the name of a hub model.")
+
+
+def is_distributed(path: str | Path) -> bool:
+    """Whether ``path`` is a checkpoint that several ranks wrote (torch.distributed.checkpoint)."""
+    return (Path(path) / ".metadata").is_file()
 
 
 def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
-    """Give ``model`` the weights that a checkpoint of `ContinuedPretraining` holds."""
+    """Give ``model`` the weights that a checkpoint of `ContinuedPretraining` holds, a file or a folder."""
+    if is_distributed(checkpoint):
+        weights = {f"state_dict.{PREFIX}{name}": value for name, value in model.state_dict().items()}
+        dcp.load(weights, checkpoint_id=str(checkpoint))  # into the model's own tensors
+        return
     saved = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
     model.load_state_dict({name.removeprefix(PREFIX): value for name, value in saved.items()})
 
@@ -73,6 +152,8 @@ def moments_file(path: str | Path) -> Path:
         FileNotFoundError: Nothing is there.
     """
     path = Path(path)
+    if is_distributed(path):
+        return path / ".metadata"
     file = path / "optimizer.pt" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(
@@ -85,8 +166,8 @@ def read_moments(path: str | Path, model: nn.Module) -> Moments:
     """AdamW's state by parameter name, from a checkpoint of ours or HF Trainer's ``optimizer.pt``.
 
     Args:
-        path: A Lightning checkpoint file, an optimizer's saved ``state_dict``, or a folder holding
-            ``optimizer.pt``.
+        path: A Lightning checkpoint, a file or a folder written by several ranks; an optimizer's saved
+            ``state_dict``; or a folder holding ``optimizer.pt``.
         model: The model it belongs to; gives names to a file that has none.
 
     Returns:
@@ -96,6 +177,8 @@ def read_moments(path: str | Path, model: nn.Module) -> Moments:
         FileNotFoundError: Nothing is there.
         ValueError: It holds no AdamW state.
     """
+    if is_distributed(path):
+        return read_distributed_moments(path, model)
     file = moments_file(path)
     saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     saved = saved["optimizer_states"][0] if "optimizer_states" in saved else saved
@@ -107,6 +190,37 @@ def read_moments(path: str | Path, model: nn.Module) -> Moments:
         raise ValueError(f"optimizer_state={str(path)!r} holds {len(order)} parameters, the model {len(names)}: "
                          "it is of another model.")
     return {name: saved["state"][index] for name, index in zip(names, order, strict=True)}
+
+
+def read_distributed_moments(path: str | Path, model: nn.Module) -> Moments:
+    """AdamW's state from a folder that several ranks wrote; each rank reads what it holds of a sharded ``model``.
+
+    Raises:
+        ValueError: It holds no AdamW state, or that of another model.
+    """
+    there = FileSystemReader(path).read_metadata().state_dict_metadata
+    suffix, moments, wanted = ".exp_avg", {}, {}
+    starts = {key.removesuffix(suffix).split(".state.", 1)[1]: key.removesuffix(suffix) for key in there
+              if key.startswith("optimizer_0.state.") and key.endswith(suffix)}
+    if not starts:
+        raise ValueError(f"optimizer_state={str(path)!r} holds no AdamW state (exp_avg, exp_avg_sq).")
+    for name, parameter in model.named_parameters():
+        key = starts.get(PREFIX + name, starts.get(name))
+        saved = there[f"{key}{suffix}"] if key else None
+        if not parameter.requires_grad or not isinstance(saved, TensorStorageMetadata):
+            continue
+        like = parameter.detach()
+        if saved.size != like.shape:  # to be refused with the rest, by name
+            moments[name] = {"exp_avg": torch.empty(saved.size, device="meta")}
+            continue
+        moments[name] = {"exp_avg": torch.empty_like(like), "exp_avg_sq": torch.empty_like(like),
+                         "step": torch.zeros(())}
+        wanted.update({f"{key}.{what}": value for what, value in moments[name].items()})
+    unknown = {name.removeprefix(PREFIX) for name in starts} - moments.keys()
+    moments.update({name: {"exp_avg": torch.empty(0)} for name in unknown})
+    check_moments(model, moments)
+    dcp.load(wanted, checkpoint_id=str(path))
+    return moments
 
 
 def saved_names(groups: Iterable[dict[str, Any]]) -> list[str]:
@@ -134,7 +248,37 @@ def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mo
     Raises:
         ValueError: A parameter without moments, moments without a parameter, or another shape.
     """
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    check_moments(model, moments)
+    for name, parameter in trained_parameters(model).items():
+        old = moments[name]
+        # Cloned: the source must not go on counting steps with this optimizer.
+        moment = {key: placed_like(parameter, old[key]) for key in ("exp_avg", "exp_avg_sq")}
+        step = torch.tensor(float(old["step"]), device=parameter.device if parameter.is_cuda else "cpu")
+        optimizer.state[parameter] = {"step": step, **moment}
+    log.info("optimizer state loaded: %d parameters, step %d", len(moments), int(float(step)))
+
+
+def placed_like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A copy of ``value`` where ``parameter`` lies and in its dtype; of a whole tensor this rank's shard."""
+    if isinstance(parameter, DTensor) and not isinstance(value, DTensor):
+        local = value.to(parameter.device_mesh.device_type, parameter.dtype)
+        shard = distribute_tensor(local, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        return shard.clone()
+    return value.to(parameter.device, parameter.dtype, copy=True)
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that an optimizer gets, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def check_moments(model: nn.Module, moments: Moments) -> None:
+    """Refuse moments of another model.
+
+    Raises:
+        ValueError: A parameter without moments, moments without a parameter, or another shape.
+    """
+    parameters = trained_parameters(model)
     for said, names in (("has no moments for", parameters.keys() - moments.keys()),
                         ("holds moments for unknown", moments.keys() - parameters.keys())):
         if names:
@@ -145,13 +289,6 @@ def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mo
         if shape != tuple(parameter.shape):
             raise ValueError(f"the optimizer state has shape {shape} for {name}, the model {tuple(parameter.shape)}: "
                              "it is of another model.")
-    for name, parameter in parameters.items():
-        old = moments[name]
-        # Cloned: the source must not go on counting steps with this optimizer.
-        moment = {key: old[key].to(parameter.device, parameter.dtype, copy=True) for key in ("exp_avg", "exp_avg_sq")}
-        step = torch.tensor(float(old["step"]), device=parameter.device if parameter.is_cuda else "cpu")
-        optimizer.state[parameter] = {"step": step, **moment}
-    log.info("optimizer state loaded: %d parameters, step %d", len(parameters), int(float(step)))
 
 
 def export_huggingface(model: Any, folder: str | Path, tokenizer: Any = None) -> None:

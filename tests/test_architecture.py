@@ -14,7 +14,7 @@ FLOORS = [
     "units schedules blends events manifest documents intervals shelf sandbox",
     "recipe shards remote occasions evaluations",
     "plan orders identity store score_changes",
-    "stream prepare parallel weights report checkpoints counters",
+    "stream prepare parallel losses weights report checkpoints counters",
     "microworld harness",
     "data module ablation",
     "callbacks",

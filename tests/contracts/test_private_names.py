@@ -58,6 +58,7 @@ CONTRACTS = {
         "_iterator": "test_the_iterator_of_workers_can_be_ended_and_a_persistent_one_is_kept_in_iterator",
     },
     "test_transformers.py": {
+        "_is_hf_initialized": "test_weights_marked_as_initialised_are_kept_and_what_no_file_holds_is_computed",
         "_actions": "test_a_parser_knows_its_keys_and_which_of_them_are_flags",
         "_typehint": "test_a_parser_knows_its_keys_and_which_of_them_are_flags",
     },

@@ -34,6 +34,22 @@ def test_a_model_without_a_type_or_with_an_unknown_one_is_a_value_error():
                 AutoConfig.for_model(kind)
 
 
+def test_weights_marked_as_initialised_are_kept_and_what_no_file_holds_is_computed(model):
+    with torch.device("meta"):
+        bare = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+    bare.to_empty(device="cpu")
+    bare.tie_weights()
+    bare.load_state_dict(model.state_dict())
+    for value in bare.state_dict(keep_vars=True).values():
+        value._is_hf_initialized = True
+    bare.initialize_weights()
+    with relied_on(WEIGHTS, "build_sharded marks the weights that it handed out, and lets transformers do the rest"):
+        assert all(torch.equal(bare.state_dict()[name], value) for name, value in model.state_dict().items())
+        buffers = dict(model.named_buffers())
+        assert buffers
+        assert all(torch.equal(value, buffers[name]) for name, value in bare.named_buffers())
+
+
 def test_dtype_decides_the_type_of_the_weights_and_pretrained_models_come_in_eval_mode(model, tmp_path):
     model.to(torch.bfloat16).save_pretrained(tmp_path)
     model.float()

@@ -1,0 +1,146 @@
+"""Next-token cross-entropy straight from hidden states: the logits of all positions never exist at once."""
+
+from __future__ import annotations
+
+import logging
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+log = logging.getLogger(__name__)
+
+SMALL = 64 * 2**20  # bytes of fp32 logits that may be there at once: below it, chunks cost time and save nothing
+LEAST_ROWS = 64
+PROBE = 8  # tokens by which a model is asked whether its head is plain
+METHOD = "loss_of_blocks"  # the attribute of a sharded model that computes the loss
+
+
+def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
+                         bias: torch.Tensor | None = None, z_loss: float = 0.0) -> torch.Tensor:
+    """Mean cross-entropy (nats) of ``hidden @ weight.T + bias``, in fp32, with at most a chunk of logits in memory.
+
+    In fp32 and without z-loss this is `torch.nn.functional.linear_cross_entropy`, where torch (2.13 and later) has
+    it. In bf16 that function returns the loss rounded to bf16, that is to 1/16 at a loss of 9, and so chunks of our
+    own are recomputed in the backward pass.
+
+    Args:
+        hidden: Shape (N, D).
+        weight: Shape (V, D), in the dtype of ``hidden`` or, under autocast, in fp32.
+        targets: Shape (N,), each in 0 .. V - 1.
+        bias: Shape (V,).
+        z_loss: Weight of the mean squared logarithm of the softmax's normaliser, which keeps logits from drifting
+            (PaLM, arXiv 2204.02311, section 5: 1e-4); 0 leaves it out.
+    """
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    options = getattr(nn, "LinearCrossEntropyOptions", None)
+    if options is not None and hidden.dtype == torch.float32 and bias is None and not z_loss:
+        loss: torch.Tensor = F.linear_cross_entropy(hidden, weight, targets, options=options())
+        return loss
+    rows = chunk_rows(*weight.shape)
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
+        total = total + checkpoint(summed, part, weight, wanted, bias, z_loss, use_reentrant=False)
+    return total / len(targets)
+
+
+def chunk_rows(vocabulary: int, width: int) -> int:
+    """Positions in a chunk: as many as keep its logits small beside the gradient of the head, which exists anyway."""
+    return max(LEAST_ROWS, min(width // 4, SMALL // (4 * vocabulary) or width))
+
+
+def summed(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None,
+           z_loss: float) -> torch.Tensor:
+    """Summed cross-entropy and z-loss of one chunk."""
+    return token_losses(F.linear(hidden, weight, bias), targets, z_loss).sum()
+
+
+def token_losses(logits: torch.Tensor, targets: torch.Tensor, z_loss: float = 0.0) -> torch.Tensor:
+    """Cross-entropy of each position, shape (N,), in fp32, with z-loss where asked; ``logits`` have shape (N, V)."""
+    losses = F.cross_entropy(logits.float(), targets, reduction="none")
+    return losses + z_loss * logits.float().logsumexp(-1).square() if z_loss else losses
+
+
+class NextTokenLoss:
+    """The loss of a Hugging Face causal model on blocks of tokens.
+
+    Models differ in what they do between their last hidden state and the logits (scaling, soft caps). Whether the
+    head is a plain projection is seen in one forward of a few tokens; where it is not, the model's own logits serve.
+
+    Args:
+        model: The model; of a sharded one every rank must call alike.
+        z_loss: See `linear_cross_entropy`.
+    """
+
+    def __init__(self, model: nn.Module, z_loss: float = 0.0) -> None:
+        self.model, self.z_loss, self.plain = model, z_loss, None if can_split(model) else False
+        if isinstance(model, FSDPModule):
+            setattr(model, METHOD, types.MethodType(split_loss, model))  # gathers weights as forward does
+            register_fsdp_forward_method(model, METHOD)
+
+    def __call__(self, blocks: torch.Tensor) -> torch.Tensor:
+        """Mean over every position of ``blocks``, shape (B, T + 1): each predicts the next."""
+        tokens, targets = blocks[:, :-1], blocks[:, 1:].flatten()
+        vocabulary = getattr(getattr(self.model, "config", None), "vocab_size", 0)
+        if 4 * targets.numel() * vocabulary > SMALL and self.head_is_plain(tokens):
+            split = getattr(self.model, METHOD, None) or types.MethodType(split_loss, self.model)
+            found: torch.Tensor = split(tokens, targets, self.z_loss)
+            return found
+        logits = self.model(input_ids=tokens, use_cache=False).logits.flatten(0, 1)
+        if self.z_loss:
+            return token_losses(logits, targets, self.z_loss).mean()
+        return F.cross_entropy(logits.float(), targets)
+
+    def head_is_plain(self, tokens: torch.Tensor) -> bool:
+        """Whether logits are the head's projection of the last hidden states: tried out at the first call."""
+        if self.plain is None:
+            self.plain = self.tried(tokens[:1, :PROBE])
+            if not self.plain:
+                log.info("%s does more to its logits than a projection: the loss needs them all at once",
+                         type(self.model).__name__)
+        return self.plain
+
+    @torch.no_grad()
+    def tried(self, tokens: torch.Tensor) -> bool:
+        """Whether the decoder's output goes into the head, and the head's becomes the logits, to the bit."""
+        model: Any = self.model
+        training = model.training
+        passed: dict[str, Any] = {}
+
+        def note(name: str, outputs: bool) -> Callable[..., None]:
+            return lambda module, given, found: passed.update({name: found if outputs else (given[0], found)})
+
+        hooks = [model.get_decoder().register_forward_hook(note("decoder", True)),
+                 model.get_output_embeddings().register_forward_hook(note("head", False))]
+        model.eval()
+        try:
+            logits = model(input_ids=tokens, use_cache=False).logits
+        finally:
+            model.train(training)
+            for hook in hooks:
+                hook.remove()
+        if passed.keys() != {"decoder", "head"}:
+            return False
+        hidden, (given, found) = passed["decoder"].last_hidden_state, passed["head"]
+        return torch.equal(hidden, given) and torch.equal(found, logits)
+
+
+def can_split(model: Any) -> bool:
+    """Whether a model has a decoder and a linear head, to be called one after the other."""
+    parts = (getattr(model, name, None) for name in ("get_decoder", "get_output_embeddings"))
+    decoder, head = (part() if callable(part) else None for part in parts)
+    return decoder is not None and decoder is not model and isinstance(head, nn.Linear)
+
+
+def split_loss(model: Any, tokens: torch.Tensor, targets: torch.Tensor, z_loss: float) -> torch.Tensor:
+    """The loss through decoder and `linear_cross_entropy`; a function of the model, so that FSDP2 can wrap it."""
+    hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
+    head = model.get_output_embeddings()
+    return linear_cross_entropy(hidden, head.weight, targets, head.bias, z_loss)

@@ -1,0 +1,123 @@
+"""One model over many devices: FSDP2 on Lightning's mesh, activation checkpointing and compilation by block."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """Shards weights, gradients and optimizer over the ranks (FSDP2); one device or many, CPU (gloo) or GPU.
+
+    Weights and AdamW's moments stay fp32 whatever ``compute_dtype``: at learning rates of 1e-5 and below, updates
+    would be lost in bf16's rounding. Use it with ``precision: 32-true``.
+
+    Args:
+        replicas: Groups of ranks that each hold the whole model, shards spread over the group (HSDP): usually one
+            per node, so that weights are gathered within nodes only. 1 shards over all ranks.
+        compute_dtype: Of forward and backward: ``float32`` or ``bfloat16``. Gradients are reduced in fp32.
+        activation_checkpointing: Recompute each block in the backward pass instead of keeping its activations.
+        compile: Compile each block.
+        reduce_every_micro_batch: Reduce gradients at each micro-batch; otherwise only at the last of a step, which
+            saves communication and keeps unsharded fp32 gradients in memory until then.
+        distributed_checkpoints: Each rank writes its part of a checkpoint, a folder that any number of ranks
+            resumes from; otherwise rank 0 gathers one file.
+
+    Raises:
+        ValueError: A number below 1 or another dtype; later, ranks that cannot be dealt out to the replicas.
+    """
+
+    def __init__(self, replicas: int = 1, compute_dtype: Literal["float32", "bfloat16"] = "float32",
+                 activation_checkpointing: bool = False, compile: bool = False, reduce_every_micro_batch: bool = True,
+                 distributed_checkpoints: bool = True, **settings: Any) -> None:
+        if replicas < 1:
+            raise ValueError(f"replicas={replicas} must be at least 1.")
+        if compute_dtype not in DTYPES:
+            raise ValueError(f"compute_dtype={compute_dtype!r}: choose {' or '.join(DTYPES)}.")
+        super().__init__("auto", 1, save_distributed_checkpoint=distributed_checkpoints, **settings)
+        self.replicas, self.compute_dtype = replicas, DTYPES[compute_dtype]
+        self.activation_checkpointing, self.compile = activation_checkpointing, compile
+        self.reduce_every_micro_batch = reduce_every_micro_batch
+
+    def setup_environment(self) -> None:
+        """Start the ranks and lay out the mesh: all of them hold data."""
+        self._data_parallel_size = self.num_nodes * self.num_processes  # Lightning's own "auto" is one per node
+        super().setup_environment()
+        self.shard_mesh = mesh_of(self.root_device.type, self.world_size, self.replicas)
+
+    def shard(self, model: nn.Module) -> nn.Module:
+        """Prepare a causal model, on the meta device or not, for this mesh.
+
+        Args:
+            model: A model of transformers with ``get_decoder().layers``.
+        """
+        return shard(model, self.shard_mesh, self.compute_dtype, self.activation_checkpointing, self.compile)
+
+
+def mesh_of(device: str, ranks: int, replicas: int) -> DeviceMesh:
+    """The mesh that weights are sharded over.
+
+    Raises:
+        ValueError: ``ranks`` is no multiple of ``replicas``.
+    """
+    if ranks % replicas:
+        raise ValueError(f"replicas={replicas} does not divide the {ranks} ranks; each replica needs as many.")
+    if replicas == 1:
+        return init_device_mesh(device, (ranks,), mesh_dim_names=("shard",))
+    return init_device_mesh(device, (replicas, ranks // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def blocks_of(model: Any) -> nn.ModuleList:
+    """The repeated blocks of a causal model.
+
+    Raises:
+        ValueError: It has no list of them.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    for name in ("layers", "h", "blocks", "block"):
+        if isinstance(found := getattr(decoder, name, None), nn.ModuleList):
+            return found
+    raise ValueError(f"{type(model).__name__} has no list of blocks (layers, h, blocks) to shard by; train it with "
+                     "another strategy, such as --trainer.strategy ddp.")
+
+
+def shard(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype = torch.float32,
+          activation_checkpointing: bool = False, compile: bool = False) -> nn.Module:
+    """Checkpoint, compile and shard ``model`` in place, block by block; the root holds the final norm and the head.
+
+    The head is not a group of its own: `lit_cpt.losses` uses its weight without calling it. Untied input embeddings
+    are one, which halves what has to be gathered at once.
+    """
+    blocks = list(blocks_of(model))
+    if activation_checkpointing:
+        apply_activation_checkpointing(model, checkpoint_wrapper_fn=checkpoint_wrapper,
+                                       check_fn=lambda module: any(module is block for block in blocks))
+        blocks = list(blocks_of(model))
+    for block in blocks:
+        if compile:
+            block.compile()
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is not None and embedding.weight is not head.weight:
+        fully_shard(embedding, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    return model
+
+
+def reduce_gradients(model: nn.Module | None, now: bool) -> None:
+    """Whether the next backward reduces gradients over the ranks, where ``model`` is sharded."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(now)

@@ -1,0 +1,77 @@
+"""A project that trains lit_cpt's module sharded over the ranks, in the ways that its arguments tell.
+
+Start it with torchrun: ``sharded.py SETTINGS.json``. Rank 0 writes losses, gradient norms and weights, gathered, to
+``RUN/result.pt``; every rank its peak of private memory to ``RUN/rank-N.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import lightning.pytorch as pl
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
+
+from lit_cpt.blends import Blend
+from lit_cpt.callbacks import RunCheckpointCallback
+from lit_cpt.data import BlendDataModule
+from lit_cpt.module import ContinuedPretraining
+from lit_cpt.parallel import ShardedStrategy
+from lit_cpt.recipe import Phase, Recipe, Trigger
+from lit_cpt.schedules import Cosine
+
+GIVEN = json.loads(Path(sys.argv[1]).read_text())
+LENGTH, GLOBAL, STEPS = 8, 4, 10
+
+
+class Diary(pl.Callback):
+    """Loss and gradient norm of every step; a run may be cut short after one."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.norms: list[float] = []
+        self.weights: dict[str, torch.Tensor] = {}
+        self.moments: dict[str, torch.Tensor] = {}
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: dict, *_: object) -> None:
+        loss = torch.as_tensor(outputs["loss"]).detach() * trainer.accumulate_grad_batches
+        self.losses.append(float(trainer.strategy.reduce(loss)))
+        self.norms.append(float(module.gradient_norm))
+        if trainer.global_step == GIVEN.get("stop"):
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        self.weights = get_model_state_dict(module.model, options=options)
+        state = get_optimizer_state_dict(module.model, trainer.optimizers[0], options=options).get("state", {})
+        self.moments = {f"{name}.{key}": value for name, one in state.items() for key, value in one.items()}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    run = Path(GIVEN["run"])
+    phases = [Phase("first", Blend({"a": 0.6, "b": 0.4})), Phase("late", Blend({"c": 1.0}), Trigger(fraction=0.7))]
+    recipe = Recipe(STEPS * GLOBAL * LENGTH, Cosine(1e-2), phases)
+    data = BlendDataModule(recipe, GIVEN["sources"], sequence_length=LENGTH, global_batch=GLOBAL, workers=0,
+                           micro_batch=GIVEN.get("micro_batch", 1), validation_blocks=0)
+    module, diary = ContinuedPretraining(recipe, **GIVEN["model"]), Diary()
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    trainer = pl.Trainer(accelerator="cpu", devices=ranks, strategy=ShardedStrategy(**GIVEN.get("strategy", {})),
+                         default_root_dir=str(run), max_epochs=1, logger=False, enable_progress_bar=False,
+                         enable_model_summary=False, use_distributed_sampler=False,
+                         callbacks=[diary, RunCheckpointCallback()])
+    trainer.fit(module, datamodule=data, ckpt_path=GIVEN.get("resume"))
+    run.mkdir(parents=True, exist_ok=True)
+    if trainer.is_global_zero:
+        torch.save({"losses": diary.losses, "norms": diary.norms, "weights": diary.weights, "moments": diary.moments,
+                    "lr": trainer.optimizers[0].param_groups[0]["lr"]}, run / "result.pt")
+
+
+if __name__ == "__main__":
+    main()

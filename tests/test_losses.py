@@ -1,0 +1,170 @@
+"""The loss without all logits: the same value and gradients, in a fraction of the memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from lit_cpt import losses
+from lit_cpt.losses import NextTokenLoss, chunk_rows, linear_cross_entropy, token_losses
+from lit_cpt.weights import build_model
+
+V = 512
+SIZES = {"vocab_size": V, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 64}
+PLAIN = [
+    {"model_type": "llama", **SIZES}, {"model_type": "llama", "tie_word_embeddings": True, **SIZES},
+    {"model_type": "gpt2", "vocab_size": V, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64,
+     "bos_token_id": 0, "eos_token_id": 0, "attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0},
+    {"model_type": "qwen3", "head_dim": 8, **SIZES}, {"model_type": "nemotron", **SIZES},
+    {"model_type": "mistral", "sliding_window": 8, **SIZES}, {"model_type": "phi", **SIZES},  # phi's head has a bias
+    {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, **SIZES},
+]
+OTHERS = [
+    {"model_type": "gemma2", "head_dim": 8, "query_pre_attn_scalar": 8, **SIZES},  # a soft cap
+    {"model_type": "granite", "logits_scaling": 8.0, **SIZES}, {"model_type": "cohere", **SIZES, "eos_token_id": 1},
+]
+LEAST = """
+import resource, sys, torch
+from lit_cpt import losses
+torch.set_num_threads(1)
+if sys.argv[1] == "chunks":
+    del torch.nn.LinearCrossEntropyOptions
+hidden, weight = torch.randn(1024, 32, requires_grad=True), torch.randn(256_000, 32).requires_grad_()
+targets, before = torch.randint(0, 256_000, (1024,)), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if sys.argv[1] == "reference":
+    torch.nn.functional.cross_entropy((hidden @ weight.T).float(), targets).backward()
+else:
+    losses.linear_cross_entropy(hidden, weight, targets).backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def problem(rows=150, width=24, vocabulary=300, dtype=torch.float32, seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(rows, width, generator=draw).to(dtype).requires_grad_()
+    weight = torch.randn(vocabulary, width, generator=draw).to(dtype).requires_grad_()
+    return hidden, weight, torch.randint(0, vocabulary, (rows,), generator=draw)
+
+
+def gradients(loss, *of):
+    return torch.autograd.grad(loss, of)
+
+
+@pytest.fixture
+def no_torch_function(monkeypatch):
+    """As on torch 2.11 and 2.12."""
+    monkeypatch.delattr(torch.nn, "LinearCrossEntropyOptions", raising=False)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 200), st.integers(2, 300), st.sampled_from([0.0, 1e-3]), st.booleans())
+def test_value_and_gradients_are_those_of_all_logits(rows, vocabulary, z_loss, biased):
+    hidden, weight, targets = problem(rows, 8, vocabulary)
+    bias = torch.linspace(-1, 1, vocabulary, requires_grad=True) if biased else None
+    of = [hidden, weight, *([bias] if biased else [])]
+    found = linear_cross_entropy(hidden, weight, targets, bias, z_loss)
+    logits = F.linear(hidden, weight, bias)
+    wanted = F.cross_entropy(logits, targets) + z_loss * logits.logsumexp(-1).square().mean()
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(gradients(found, *of), gradients(wanted, *of), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_chunks_of_our_own_agree_with_torchs_function(no_torch_function):
+    hidden, weight, targets = problem()
+    wanted = F.cross_entropy(hidden @ weight.T, targets)
+    found = linear_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
+    for mine, theirs in zip(gradients(found, hidden, weight), gradients(wanted, hidden, weight), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+
+
+def test_in_bfloat16_the_loss_is_not_rounded():
+    hidden, weight, targets = problem(dtype=torch.bfloat16)
+    wanted = F.cross_entropy((hidden @ weight.T).float(), targets)
+    found = linear_cross_entropy(hidden, weight, targets)
+    assert found.dtype == torch.float32
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+
+
+def test_under_autocast_the_head_computes_in_its_dtype():
+    hidden, weight, targets = problem()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = linear_cross_entropy(hidden, weight, targets)
+    wanted = F.cross_entropy((hidden.bfloat16() @ weight.bfloat16().T).float(), targets)
+    assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+
+
+@given(st.integers(1, 10**6), st.integers(1, 20_000))
+def test_a_chunks_logits_stay_small_beside_the_heads_gradient(vocabulary, width):
+    rows = chunk_rows(vocabulary, width)
+    assert rows >= losses.LEAST_ROWS
+    assert rows == losses.LEAST_ROWS or rows * vocabulary <= max(vocabulary * width / 4, losses.SMALL / 4)
+
+
+@pytest.mark.parametrize("way", ["torch", "chunks"])
+def test_at_a_vocabulary_of_256_000_memory_is_a_quarter_at_most(way):
+    def peak(of):
+        return int(subprocess.run([sys.executable, "-c", LEAST, of], capture_output=True, text=True, check=True).stdout)
+
+    if way == "torch" and not hasattr(F, "linear_cross_entropy"):
+        pytest.skip("this torch has no linear_cross_entropy")
+    assert peak(way) <= peak("reference") / 4
+
+
+# Models --------------------------------------------------------------------------------------------------
+
+
+def loss_of_all_logits(model, blocks, z_loss=0.0):
+    logits = model(input_ids=blocks[:, :-1], use_cache=False).logits.flatten(0, 1)
+    return token_losses(logits, blocks[:, 1:].flatten(), z_loss).mean()
+
+
+@pytest.fixture
+def always(monkeypatch):
+    """Even a small problem is split."""
+    monkeypatch.setattr(losses, "SMALL", 0)
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 1e-3])
+@pytest.mark.parametrize("architecture", [*PLAIN, *OTHERS], ids=lambda one: one["model_type"])
+def test_every_model_has_the_loss_of_its_own_logits(architecture, z_loss, always):
+    torch.manual_seed(0)
+    model = build_model(None, architecture).train()
+    blocks = torch.randint(0, V, (2, 33))
+    loss = NextTokenLoss(model, z_loss)
+    found, wanted = loss(blocks), loss_of_all_logits(model, blocks, z_loss)
+    assert loss.plain is (architecture in PLAIN)
+    assert model.training
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for mine, theirs in zip(torch.autograd.grad(found, weights, allow_unused=True),
+                            torch.autograd.grad(wanted, weights, allow_unused=True), strict=True):
+        if theirs is not None:
+            torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_a_small_problem_is_computed_at_once_and_asks_nothing():
+    model = build_model(None, PLAIN[0])
+    blocks = torch.randint(0, V, (2, 17))
+    loss = NextTokenLoss(model)
+    torch.testing.assert_close(loss(blocks), loss_of_all_logits(model, blocks))
+    assert loss.plain is None
+
+
+def test_a_model_that_is_none_of_transformers_is_left_alone(always):
+    class Model(torch.nn.Module):
+        def forward(self, input_ids, use_cache):
+            return type("Output", (), {"logits": F.one_hot(input_ids, V).float()})
+
+    blocks = torch.randint(0, V, (2, 17))
+    loss = NextTokenLoss(Model())
+    assert loss.plain is False
+    torch.testing.assert_close(loss(blocks), loss_of_all_logits(Model(), blocks))

@@ -1,0 +1,198 @@
+"""Training sharded over ranks: the same run as on one, resumed by as many or others, in and out of checkpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import VOCABULARY
+from harness_world import build_tokenizer
+from transformers import AutoModelForCausalLM
+
+from lit_cpt.cli import main
+from lit_cpt.parallel import ShardedStrategy, blocks_of, mesh_of, shard
+from lit_cpt.weights import build_model, load_weights, read_moments
+
+SCRIPT = Path(__file__).parent / "projects" / "sharded.py"
+STEPS, STOP = 10, 6
+SIZES = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
+         "num_attention_heads": 2, "max_position_embeddings": 32}
+MODELS = {
+    "llama": {"model_type": "llama", **SIZES},
+    "tied": {"model_type": "llama", "tie_word_embeddings": True, **SIZES},
+    "moe": {"model_type": "mixtral", "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2,
+            **SIZES},
+}
+
+
+def train(run, ranks, sources, model, **settings):
+    """A run of `projects/sharded.py`, finished: what it wrote."""
+    run.mkdir(parents=True, exist_ok=True)
+    given = run / "given.json"
+    given.write_text(json.dumps({"run": str(run), "sources": sources, "model": model, **settings}))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    ran = subprocess.run([*launcher, str(SCRIPT), str(given)], capture_output=True, text=True, check=False, timeout=240,
+                         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+    assert ran.returncode == 0, ran.stderr[-4000:]
+    return torch.load(run / "result.pt", weights_only=True)
+
+
+def assert_equal(mine, other, within=0.0):
+    """Weights and moments of two runs."""
+    for part in ("weights", "moments"):
+        assert mine[part].keys() == other[part].keys()
+        for name, value in other[part].items():
+            assert float((mine[part][name] - value).abs().max()) <= within, (part, name)
+
+
+def save_tokenizer(folder):
+    build_tokenizer(folder)
+    return str(folder)
+
+
+# Settings ------------------------------------------------------------------------------------------------
+
+
+def test_replicas_must_divide_the_ranks():
+    with pytest.raises(ValueError, match="replicas=3 does not divide the 8 ranks"):
+        mesh_of("cpu", 8, 3)
+
+
+def test_a_strategy_refuses_what_it_cannot_do():
+    with pytest.raises(ValueError, match="replicas=0 must be at least 1"):
+        ShardedStrategy(replicas=0)
+    with pytest.raises(ValueError, match="compute_dtype='float16': choose float32 or bfloat16"):
+        ShardedStrategy(compute_dtype="float16")
+
+
+@pytest.mark.parametrize("architecture", [
+    *MODELS.values(),
+    {"model_type": "gpt2", "vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 0,
+     "eos_token_id": 0},
+    {"model_type": "gpt_neox", **SIZES}, {"model_type": "nemotron", "num_key_value_heads": 2, **SIZES},
+], ids=lambda one: one["model_type"])
+def test_the_blocks_of_a_model_are_found(architecture):
+    assert len(blocks_of(build_model(None, architecture))) == 2
+
+
+def test_a_model_without_blocks_is_refused_by_name():
+    with pytest.raises(ValueError, match="Linear has no list of blocks"):
+        blocks_of(torch.nn.Linear(2, 2))
+
+
+def test_sharding_over_one_rank_leaves_the_names_and_the_loss(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        model = build_model(None, MODELS["llama"])
+        names, tokens = list(model.state_dict()), torch.arange(16)[None]
+        before = model(tokens).logits.detach()
+        shard(model, mesh_of("cpu", 1, 1), activation_checkpointing=True)
+        assert list(model.state_dict()) == names
+        assert torch.equal(model(tokens).logits.detach(), before)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+# Runs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def cut(request, sources, tmp_path_factory):
+    """For each model: a whole run on two ranks, one cut after STOP steps, and their folder."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = {"architecture": MODELS[request.param]}
+    whole = train(folder / "whole", 2, sources, model)
+    train(folder / "cut", 2, sources, model, stop=STOP)
+    return folder, model, whole
+
+
+def newest(run):
+    return str((run / "checkpoints" / "last.ckpt").resolve())
+
+
+@pytest.mark.slow
+def test_a_resumed_run_is_the_whole_one_to_the_bit(cut, sources):
+    folder, model, whole = cut
+    resumed = train(folder / "again", 2, sources, model, resume=newest(folder / "cut"))
+    assert resumed["losses"] == whole["losses"][-len(resumed["losses"]):]
+    assert len(resumed["losses"]) == 2 * (STEPS - STOP)  # micro-batches
+    assert_equal(resumed, whole)
+
+
+@pytest.mark.slow
+def test_one_rank_goes_on_where_two_were(cut, sources):
+    folder, model, whole = cut
+    resumed = train(folder / "alone", 1, sources, model, resume=newest(folder / "cut"))
+    assert_equal(resumed, whole, within=1e-6)
+
+
+@pytest.mark.slow
+def test_the_checkpoint_of_several_ranks_is_exported_on_one(cut, tmp_path, capsys):
+    folder, _, whole = cut
+    tokenizer = save_tokenizer(tmp_path / "tokenizer")
+    output = tmp_path / "exported"
+    status = main(["export", "--checkpoint", newest(folder / "whole"), "--output", str(output),
+                   "--tokenizer", tokenizer])
+    assert status == 0, capsys.readouterr().err
+    there = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32).eval()
+    for name, value in there.state_dict().items():
+        assert torch.equal(value, whole["weights"][name]), name
+    tokens = torch.arange(16)[None]
+    mine = build_model(None, cut[1]["architecture"]).eval()
+    mine.load_state_dict(whole["weights"])
+    with torch.no_grad():
+        assert torch.equal(there(tokens).logits, mine(tokens).logits)
+
+
+@pytest.mark.slow
+def test_moments_of_several_ranks_are_read_by_one(cut):
+    folder, model, whole = cut
+    alone = build_model(None, model["architecture"])
+    load_weights(alone, newest(folder / "whole"))
+    moments = read_moments(newest(folder / "whole"), alone)
+    for name, one in moments.items():
+        for key in ("exp_avg", "exp_avg_sq", "step"):
+            assert torch.equal(one[key], whole["moments"][f"{name}.{key}"]), (name, key)
+
+
+@pytest.mark.slow
+def test_a_run_starts_with_weights_and_moments_of_another_whatever_the_ranks(cut, sources, tmp_path):
+    folder, _, _ = cut
+    tokenizer = save_tokenizer(tmp_path / "tokenizer")
+    pretrained = str(tmp_path / "pretrained")
+    main(["export", "--checkpoint", newest(folder / "whole"), "--output", pretrained, "--tokenizer", tokenizer])
+    for file in Path(pretrained).glob("tokenizer*"):
+        file.unlink()  # the sources of these tests know no tokenizer
+    warm = {"pretrained": pretrained, "optimizer_state": newest(folder / "whole")}
+    two, one, cold = (train(tmp_path / name, ranks, sources, model, stop=2) for name, ranks, model in (
+        ("two", 2, warm), ("one", 1, warm), ("cold", 2, {"pretrained": pretrained})))
+    assert_equal(two, one, within=1e-6)
+    assert max(float((two["weights"][name] - value).abs().max()) for name, value in cold["weights"].items()) > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", [
+    {"activation_checkpointing": True}, {"reduce_every_micro_batch": False}, {"replicas": 2},
+    {"distributed_checkpoints": False},
+], ids=lambda one: next(iter(one)))
+def test_how_it_is_computed_changes_nothing(strategy, sources, tmp_path):
+    model = {"architecture": MODELS["llama"]}
+    plain, other = (train(tmp_path / name, 2, sources, model, strategy=settings) for name, settings in (
+        ("plain", {}), ("other", strategy)))
+    assert other["norms"] == pytest.approx(plain["norms"], rel=1e-5)
+    assert_equal(other, plain, within=1e-6)
+
+
+@pytest.mark.slow
+def test_bfloat16_compute_keeps_fp32_weights_and_comes_close(sources, tmp_path):
+    model = {"architecture": MODELS["llama"]}
+    plain, half = (train(tmp_path / dtype, 2, sources, model, strategy={"compute_dtype": dtype})
+                   for dtype in ("float32", "bfloat16"))
+    assert {value.dtype for value in half["weights"].values()} == {torch.float32}
+    assert half["losses"] != plain["losses"]
+    assert half["losses"] == pytest.approx(plain["losses"], abs=0.05)
