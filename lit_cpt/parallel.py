@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
@@ -54,6 +56,8 @@ class ShardedStrategy(ModelParallelStrategy):
         """Start the ranks and lay out the mesh: all of them hold data."""
         self._data_parallel_size = self.num_nodes * self.num_processes  # Lightning's own "auto" is one per node
         super().setup_environment()
+        if self.root_device.type == "cpu":
+            atexit.register(leave)  # Lightning does so for NCCL; a gloo rank that just ends may abort instead
         self.shard_mesh = mesh_of(self.root_device.type, self.world_size, self.replicas)
 
     def shard(self, model: nn.Module) -> nn.Module:
@@ -63,6 +67,12 @@ class ShardedStrategy(ModelParallelStrategy):
             model: A model of transformers with ``get_decoder().layers``.
         """
         return shard(model, self.shard_mesh, self.compute_dtype, self.activation_checkpointing, self.compile)
+
+
+def leave() -> None:
+    """Take this process out of its group, before the interpreter ends under gloo's threads."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def mesh_of(device: str, ranks: int, replicas: int) -> DeviceMesh:
