@@ -13,6 +13,7 @@ from litdata import StreamingDataset, TokensLoader
 from litdata.utilities.env import _DistributedEnv
 from torch.utils.data import DataLoader, IterableDataset
 
+from lit_cpt.manifest import Manifest
 from lit_cpt.orders import SourceOrder
 from lit_cpt.plan import blocks_in
 from lit_cpt.prepare.tokens import load_tokenizer, tokenizer_fingerprint
@@ -84,6 +85,11 @@ class BlendDataModule(pl.LightningDataModule):
     def used(self) -> dict[str, str]:
         """Local folders of the sources that some phase names."""
         return {name: self.folders[name] for name in self.recipe.sources}
+
+    @property
+    def eos_token_id(self) -> int:
+        """The token that ends every document; the same in all sources."""
+        return Manifest.load(next(iter(self.used.values()))).tokenizer.eos_token_id
 
     @property
     def validation_names(self) -> list[str]:

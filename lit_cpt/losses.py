@@ -77,10 +77,16 @@ class NextTokenLoss:
     Args:
         model: The model; of a sharded one every rank must call alike.
         z_loss: See `linear_cross_entropy`.
+        eos: The token that ends a document: then no token attends to an earlier document, and positions count from
+            each document's beginning. None lets attention cross documents, as in the paper.
+
+    Raises:
+        ValueError: At the first call: the model cannot keep documents apart.
     """
 
-    def __init__(self, model: nn.Module, z_loss: float = 0.0) -> None:
+    def __init__(self, model: nn.Module, z_loss: float = 0.0, eos: int | None = None) -> None:
         self.model, self.z_loss, self.plain = model, z_loss, None if can_split(model) else False
+        self.eos, self.apart = eos, eos is None
         if isinstance(model, FSDPModule):
             setattr(model, METHOD, types.MethodType(split_loss, model))  # gathers weights as forward does
             register_fsdp_forward_method(model, METHOD)
@@ -88,15 +94,55 @@ class NextTokenLoss:
     def __call__(self, blocks: torch.Tensor) -> torch.Tensor:
         """Mean over every position of ``blocks``, shape (B, T + 1): each predicts the next."""
         tokens, targets = blocks[:, :-1], blocks[:, 1:].flatten()
+        self.check_apart(tokens)
         vocabulary = getattr(getattr(self.model, "config", None), "vocab_size", 0)
         if 4 * targets.numel() * vocabulary > SMALL and self.head_is_plain(tokens):
             split = getattr(self.model, METHOD, None) or types.MethodType(split_loss, self.model)
-            found: torch.Tensor = split(tokens, targets, self.z_loss)
+            found: torch.Tensor = split(self.inputs(tokens), targets, self.z_loss)
             return found
-        logits = self.model(input_ids=tokens, use_cache=False).logits.flatten(0, 1)
+        logits = self.model(**self.inputs(tokens)).logits.flatten(0, 1)
         if self.z_loss:
             return token_losses(logits, targets, self.z_loss).mean()
         return F.cross_entropy(logits.float(), targets)
+
+    def inputs(self, tokens: torch.Tensor) -> dict[str, Any]:
+        """What the model's forward gets; with a cache, transformers would drop the mask that positions imply."""
+        positions = {} if self.eos is None else {"position_ids": document_positions(tokens, self.eos)}
+        return {"input_ids": tokens, "use_cache": False, **positions}
+
+    def check_apart(self, tokens: torch.Tensor) -> None:
+        """Refuse a model whose attention crosses documents all the same: tried out at the first call.
+
+        Raises:
+            ValueError: Another first document changes what the model says of the second.
+        """
+        if self.apart:
+            return
+        probes = [torch.tensor([[first, self.eos, 0, 1, 2]], device=tokens.device) for first in (0, 1)]
+
+        def crossing(**positions: torch.Tensor) -> float:
+            one, other = (self.evaluated(input_ids=probe, use_cache=False, **positions)[:, 2:] for probe in probes)
+            return float((one.float() - other.float()).abs().max())
+
+        try:  # of experts the rounding may differ with the tokens beside, but by far less than the tokens' effect
+            self.apart = crossing(position_ids=self.inputs(probes[0])["position_ids"]) <= crossing() / 10
+        except TypeError:  # its forward takes no position_ids
+            self.apart = False
+        if not self.apart:
+            raise ValueError(f"mask_documents=True, but {type(self.model).__name__} cannot keep the documents of a "
+                             "sequence apart (attention crosses them whatever its position_ids). Leave mask_documents "
+                             "out, or use a model that can, such as Llama, Qwen or Nemotron.")
+
+    @torch.no_grad()
+    def evaluated(self, **inputs: Any) -> torch.Tensor:
+        """Logits without dropout."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            logits: torch.Tensor = self.model(**inputs).logits
+            return logits
+        finally:
+            self.model.train(training)
 
     def head_is_plain(self, tokens: torch.Tensor) -> bool:
         """Whether logits are the head's projection of the last hidden states: tried out at the first call."""
@@ -107,11 +153,9 @@ class NextTokenLoss:
                          type(self.model).__name__)
         return self.plain
 
-    @torch.no_grad()
     def tried(self, tokens: torch.Tensor) -> bool:
         """Whether the decoder's output goes into the head, and the head's becomes the logits, to the bit."""
         model: Any = self.model
-        training = model.training
         passed: dict[str, Any] = {}
 
         def note(name: str, outputs: bool) -> Callable[..., None]:
@@ -119,11 +163,9 @@ class NextTokenLoss:
 
         hooks = [model.get_decoder().register_forward_hook(note("decoder", True)),
                  model.get_output_embeddings().register_forward_hook(note("head", False))]
-        model.eval()
         try:
-            logits = model(input_ids=tokens, use_cache=False).logits
+            logits = self.evaluated(**self.inputs(tokens))
         finally:
-            model.train(training)
             for hook in hooks:
                 hook.remove()
         if passed.keys() != {"decoder", "head"}:
@@ -139,8 +181,19 @@ def can_split(model: Any) -> bool:
     return decoder is not None and decoder is not model and isinstance(head, nn.Linear)
 
 
-def split_loss(model: Any, tokens: torch.Tensor, targets: torch.Tensor, z_loss: float) -> torch.Tensor:
+def document_positions(tokens: torch.Tensor, eos: int) -> torch.Tensor:
+    """Position of each token in its document, shape (B, T); a document begins at 0 and after each ``eos``.
+
+    transformers reads off such positions which tokens may attend to each other (its packed sequences).
+    """
+    places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    begins = torch.zeros_like(tokens, dtype=torch.bool)
+    begins[:, 1:] = tokens[:, :-1] == eos
+    return places - places.where(begins, 0).cummax(1).values
+
+
+def split_loss(model: Any, inputs: dict[str, Any], targets: torch.Tensor, z_loss: float) -> torch.Tensor:
     """The loss through decoder and `linear_cross_entropy`; a function of the model, so that FSDP2 can wrap it."""
-    hidden = model.get_decoder()(input_ids=tokens, use_cache=False).last_hidden_state.flatten(0, 1)
+    hidden = model.get_decoder()(**inputs).last_hidden_state.flatten(0, 1)
     head = model.get_output_embeddings()
     return linear_cross_entropy(hidden, head.weight, targets, head.bias, z_loss)

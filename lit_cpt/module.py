@@ -65,17 +65,19 @@ class ContinuedPretraining(pl.LightningModule):
         optimizer_state: Checkpoint whose AdamW moments the run starts with (`weights.read_moments`).
         z_loss: Weight of the squared logarithm of the softmax's normaliser (`losses.linear_cross_entropy`); the
             paper's runs have none.
+        mask_documents: Whether tokens attend to their own document only, positions counting from its beginning. Off
+            as in the paper's runs.
     """
 
     def __init__(self, recipe: Recipe, pretrained: str | None = None,
                  architecture: str | dict[str, Any] | None = None, optimizer_state: str | None = None,
-                 z_loss: float = 0.0) -> None:
+                 z_loss: float = 0.0, mask_documents: bool = False) -> None:
         super().__init__()
         if (pretrained is None) == (architecture is None):
             raise ValueError(f"model.pretrained={pretrained!r} and model.architecture={architecture!r}: give exactly "
                              "one, a model to continue or a config to initialise at random.")
         self.recipe, self.pretrained, self.architecture = recipe, pretrained, architecture
-        self.optimizer_state, self.z_loss = optimizer_state, z_loss
+        self.optimizer_state, self.z_loss, self.mask_documents = optimizer_state, z_loss, mask_documents
         self.loss_of: NextTokenLoss | None = None
         self.model: nn.Module | None = None
         self.validation_losses: dict[str, MeanMetric] = {}
@@ -115,8 +117,17 @@ class ContinuedPretraining(pl.LightningModule):
         """Mean next-token cross-entropy (nats) over every position of ``blocks``, shape (B, T + 1)."""
         assert self.model is not None
         if self.loss_of is None or self.loss_of.model is not self.model:
-            self.loss_of = NextTokenLoss(self.model, self.z_loss)
+            self.loss_of = NextTokenLoss(self.model, self.z_loss, self.eos if self.mask_documents else None)
         return self.loss_of(blocks)
+
+    @property
+    def eos(self) -> int:
+        """The token that ends each document of the data."""
+        eos = getattr(getattr(self.trainer, "datamodule", None), "eos_token_id", None)
+        if eos is None:
+            raise ValueError("mask_documents=True needs a data module with an `eos_token_id`, such as BlendDataModule: "
+                             "pass it as trainer.fit(module, datamodule=...).")
+        return int(eos)
 
     # Training --------------------------------------------------------------------------------------
 
@@ -275,7 +286,8 @@ class ContinuedPretraining(pl.LightningModule):
     def own_identity(self) -> Identity:
         """What a resume must agree with, read once."""
         if self.identity is None:
-            self.identity = identity_of(self.recipe, self.trainer.datamodule)  # type: ignore[attr-defined]
+            self.identity = {**identity_of(self.recipe, self.trainer.datamodule),  # type: ignore[attr-defined]
+                             "model.z_loss": self.z_loss, "model.mask_documents": self.mask_documents}
         return self.identity
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

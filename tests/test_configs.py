@@ -8,8 +8,10 @@ import itertools
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from lightning.pytorch import Trainer
+from transformers import AutoModelForCausalLM
 
 import lit_cpt
 from lit_cpt.callbacks import EvalCallback
@@ -20,6 +22,7 @@ from lit_cpt.module import ContinuedPretraining
 from lit_cpt.occasions import Occasions
 from lit_cpt.recipe import AdamW, Phase, Recipe, Trigger
 from lit_cpt.settings import SHIPPED, find_config, read_config
+from lit_cpt.weights import config_of
 
 ROOT = Path(__file__).parent.parent / "configs"
 NAMES = sorted(str(path.relative_to(ROOT).with_suffix("")) for path in ROOT.rglob("*.yaml"))
@@ -118,6 +121,15 @@ def test_base_recipe_and_hardware_make_a_run_that_fit_accepts(recipe, hardware, 
     assert merged["trainer"]["max_epochs"] == 1
     assert set(merged["data"]["sources"]) == names
     assert [phase["name"] for phase in merged["recipe"]["phases"]] == ["general", "qa"]
+
+
+def test_the_papers_model_has_the_papers_size():
+    architecture = read_config(find_config("models/nemotron4_15b"))["model"]["architecture"]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config_of(architecture))
+    assert sum(weight.numel() for weight in model.parameters()) == 15_628_775_424
+    assert model.config.hidden_act == "relu2"
+    assert model.config.rope_parameters["partial_rotary_factor"] == 0.5
 
 
 def test_a_run_takes_evaluation_along_by_name(capsys):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from lit_cpt import losses
-from lit_cpt.losses import NextTokenLoss, chunk_rows, linear_cross_entropy, token_losses
+from lit_cpt.losses import NextTokenLoss, chunk_rows, document_positions, linear_cross_entropy, token_losses
 from lit_cpt.weights import build_model
 
 V = 512
@@ -149,6 +149,47 @@ def test_every_model_has_the_loss_of_its_own_logits(architecture, z_loss, always
                             torch.autograd.grad(wanted, weights, allow_unused=True), strict=True):
         if theirs is not None:
             torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+# Documents -----------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=40))
+def test_positions_count_from_the_beginning_of_each_document(tokens):
+    wanted, place = [], 0
+    for token in tokens:
+        wanted.append(place)
+        place = 0 if token == 0 else place + 1
+    assert document_positions(torch.tensor([tokens]), 0).tolist() == [wanted]
+
+
+@pytest.mark.parametrize("small", [True, False], ids=["all-logits", "split"])
+@pytest.mark.parametrize("architecture", [PLAIN[0], PLAIN[3], PLAIN[4], PLAIN[5], PLAIN[7]],
+                         ids=lambda one: one["model_type"])
+def test_masked_documents_are_trained_as_if_each_stood_alone(architecture, small, monkeypatch):
+    monkeypatch.setattr(losses, "SMALL", losses.SMALL if small else 0)
+    torch.manual_seed(0)
+    model = build_model(None, architecture).train()
+    eos, documents = 7, [torch.randint(8, V, (length,)) for length in (5, 1, 12)]
+    block = torch.cat([torch.cat([document, torch.tensor([eos])]) for document in documents])[None]
+    loss = NextTokenLoss(model, eos=eos)
+    alone, count = 0.0, 0
+    for part in block[0, :-1].split([len(document) + 1 for document in documents[:-1]] + [len(documents[-1])]):
+        targets = block[0, 1:][count:count + len(part)]
+        alone += F.cross_entropy(model(part[None], use_cache=False).logits[0], targets, reduction="sum")
+        count += len(part)
+    torch.testing.assert_close(loss(block), alone / count, rtol=1e-5, atol=1e-5)
+    assert abs(float((NextTokenLoss(model)(block) - alone / count).detach())) > 1e-6
+
+
+def test_a_model_that_cannot_keep_documents_apart_is_refused():
+    mamba = {"model_type": "falcon_mamba", "vocab_size": V, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+    loss = NextTokenLoss(build_model(None, mamba), eos=7)
+    with pytest.raises(ValueError, match="FalconMambaForCausalLM cannot keep the documents of a sequence apart"):
+        loss(torch.randint(0, V, (2, 9)))
+
+
+# Small and foreign ---------------------------------------------------------------------------------------
 
 
 def test_a_small_problem_is_computed_at_once_and_asks_nothing():

@@ -260,6 +260,34 @@ def test_a_checkpoint_of_another_batch_may_be_validated(logged, sources, tiny, t
     assert float(trainer.callback_metrics["val/b/loss"]) == pytest.approx(logged[3]["val/b/loss"][4], rel=1e-5)
 
 
+def test_documents_are_kept_apart_where_it_is_asked(sources, tiny, tmp_path):
+    masked, plain = (module_of(tiny, architecture=tiny, mask_documents=asked) for asked in (True, False))
+    data = data_of(sources)
+    for number, module in enumerate((masked, plain)):
+        fit(module, data_of(sources), tmp_path / str(number))
+    assert data.eos_token_id == masked.loss_of.eos == 0  # of the sources' manifests
+    assert plain.loss_of.eos is None
+    assert not same_weights(masked.model, plain.model)
+
+
+def test_documents_cannot_be_kept_apart_without_knowing_what_ends_them(tiny):
+    module = module_of(tiny, architecture=tiny, mask_documents=True)
+    module.configure_model()
+    module.trainer = make_trainer("unused")
+    with pytest.raises(ValueError, match="mask_documents=True needs a data module with an `eos_token_id`"):
+        module.loss(torch.zeros(1, 5, dtype=torch.long))
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"z_loss": 1e-4}, r"model\.z_loss: 0\.0 -> 0\.0001"),
+    ({"mask_documents": True}, r"model\.mask_documents: False -> True"),
+])
+def test_a_resume_with_another_loss_is_refused(logged, sources, tiny, tmp_path, change, says):
+    module = module_of(tiny, architecture=tiny, **change)
+    with pytest.raises(ValueError, match=says):
+        fit(module, data_of(sources, micro_batch=2), tmp_path, resume=logged[2] / "step-4.ckpt")
+
+
 def test_a_warm_start_takes_the_moments_and_not_the_clock(logged, sources, tiny, tmp_path):
     path = logged[2] / "step-6.ckpt"
     saved = torch.load(path, weights_only=False)["optimizer_states"][0]
