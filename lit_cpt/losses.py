@@ -44,16 +44,19 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
     if options is not None and hidden.dtype == torch.float32 and bias is None and not z_loss:
         loss: torch.Tensor = F.linear_cross_entropy(hidden, weight, targets, options=options())
         return loss
-    rows = chunk_rows(*weight.shape)
+    rows = chunk_rows(weight.shape[1])
     total = hidden.new_zeros((), dtype=torch.float32)
     for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
         total = total + checkpoint(summed, part, weight, wanted, bias, z_loss, use_reentrant=False)
     return total / len(targets)
 
 
-def chunk_rows(vocabulary: int, width: int) -> int:
-    """Positions in a chunk: as many as keep its logits small beside the gradient of the head, which exists anyway."""
-    return max(LEAST_ROWS, min(width // 4, SMALL // (4 * vocabulary) or width))
+def chunk_rows(width: int) -> int:
+    """Positions in a chunk: its logits take a quarter of the head's gradient, which every chunk adds to.
+
+    Fewer would save little more, and on a GPU the adding would take longer than the products.
+    """
+    return max(LEAST_ROWS, width // 4)
 
 
 def summed(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None,

@@ -3,11 +3,12 @@
 from typing import Literal
 
 from lit_cpt.manifest import Manifest
-from lit_cpt.prepare.run import prepare_source
+from lit_cpt.prepare.run import prepare_shard, prepare_source
 from lit_cpt.prepare.settings import PrepareSettings
+from lit_cpt.prepare.shard import Shard
 from lit_cpt.prepare.tokens import tokenizer_fingerprint
 
-__all__ = ["PrepareSettings", "prepare", "prepare_source", "tokenizer_fingerprint"]
+__all__ = ["PrepareSettings", "Shard", "prepare", "prepare_shard", "prepare_source", "tokenizer_fingerprint"]
 
 
 def prepare(
@@ -23,7 +24,9 @@ def prepare(
     on_error: Literal["fail", "skip"] = "fail",
     workers: int | None = None,
     overwrite: bool = False,
-) -> Manifest:
+    shard: str | None = None,
+    merge: bool = False,
+) -> Manifest | None:
     r"""Tokenise text into a source that training reads: litdata chunks and a manifest.
 
     Reads jsonl, parquet and txt, plain or .gz or .zst. Every document ends with the tokenizer's EOS
@@ -43,9 +46,12 @@ def prepare(
         on_error: fail stops at a record that cannot be read and names its line; skip lists it in the manifest.
         workers: Processes that tokenise; by default one per core.
         overwrite: Start anew: remove what an earlier preparation wrote in the output folder.
+        shard: i/n, with i from 0 to n - 1: do this share only, beside n - 1 other machines with the same output
+            folder. Repeat a share that failed.
+        merge: After all shares: the same command with this instead makes them one source, and copies nothing.
 
     Returns:
-        The manifest of the finished source.
+        The manifest of the finished source; None of a shard.
     """
     settings = PrepareSettings(
         text_key=text_key,
@@ -56,4 +62,10 @@ def prepare(
         bos=bos,
         on_error=on_error,
     )
-    return prepare_source(input, tokenizer, output, settings, workers, overwrite)
+    if shard is None:
+        return prepare_source(input, tokenizer, output, settings, workers, overwrite, merge)
+    if merge or overwrite:
+        raise ValueError(f"shard={shard} goes with neither merge nor overwrite: shards first, then merge; and to start "
+                         "anew, remove the output folder by hand.")
+    prepare_shard(input, tokenizer, output, Shard.parse(shard), settings, workers)
+    return None

@@ -1,4 +1,4 @@
-"""The processes that tokenise: `python -m lit_cpt.prepare.crew STATE WORKERS`, started by `prepare_source`.
+"""The processes that tokenise: `python -m lit_cpt.prepare.crew STATE WORKERS PARTS`, started by `prepare_source`.
 
 The crew is a process of its own because litdata's `optimize` takes over the signal handlers and the start
 method of whoever calls it. It imports torch and loads the tokenizer once, then forks a process per part.
@@ -61,6 +61,7 @@ class Crew:
     Args:
         job: The plan.
         state: Folder of the unfinished work.
+        which: The parts to do; None for all of them and, after them, the validation split.
         encoder: The tokenizer, loaded once and inherited by every fork.
         dtype: Of the tokens on disk.
         events: Where progress goes.
@@ -68,16 +69,17 @@ class Crew:
 
     job: Job
     state: Path
+    which: list[int] | None
     encoder: Encoder
     dtype: str
     events: Events
 
     def run(self, workers: int) -> bool:
-        """Do every unfinished part, then the validation split; False when a process failed."""
-        tasks = [
-            partial(self.write_part, part) for part in self.job.parts if not part_folder(self.state, part).is_dir()
-        ]
-        return self.run_all(tasks, workers) and self.run_all([self.write_validation], 1)
+        """Do every unfinished part, then the validation split if they are all; False when a process failed."""
+        parts = [part for part in self.job.parts if self.which is None or part.index in self.which]
+        tasks = [partial(self.write_part, part) for part in parts if not part_folder(self.state, part).is_dir()]
+        last = [self.write_validation] if self.which is None else []
+        return self.run_all(tasks, workers) and self.run_all(last, 1)
 
     def run_all(self, tasks: list[Any], workers: int) -> bool:
         """Run each task in a forked process of its own, ``workers`` at a time."""
@@ -199,7 +201,7 @@ def spooled_tokens(_: int, spools: list[Path], dtype: str) -> Iterator[torch.Ten
                 yield torch.from_numpy(tokens)
 
 
-def main(state: Path, workers: int) -> int:
+def main(state: Path, workers: int, which: list[int] | None) -> int:
     """Run the crew; its events go where standard output went."""
     events = Events(os.dup(1))
     os.dup2(2, 1)  # whatever a library prints joins standard error
@@ -213,9 +215,9 @@ def main(state: Path, workers: int) -> int:
         events.error("ValueError", str(error))
         return 1
     events.emit(tokenizer=asdict(facts))
-    crew = Crew(job, state, Encoder(tokenizer, facts), dtype_of(facts.vocabulary), events)
+    crew = Crew(job, state, which, Encoder(tokenizer, facts), dtype_of(facts.vocabulary), events)
     return 0 if crew.run(workers) else 1
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])))

@@ -9,16 +9,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from lit_cpt.manifest import FILE_NAME, Manifest, TokenizerFacts, write_json
 from lit_cpt.prepare.job import STATE, Job, part_folder
+from lit_cpt.prepare.parts import Part
 from lit_cpt.prepare.progress import Progress
 from lit_cpt.prepare.publish import publish, remove
 from lit_cpt.prepare.settings import PrepareSettings
+from lit_cpt.prepare.shard import Shard, check_whole
 from lit_cpt.prepare.tokens import dtype_of
 
 log = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ def prepare_source(
     settings: PrepareSettings | None = None,
     workers: int | None = None,
     overwrite: bool = False,
+    merge: bool = False,
 ) -> Manifest:
     """Tokenise text files into a source: litdata chunks and a manifest.
 
@@ -47,6 +50,7 @@ def prepare_source(
         settings: What else decides the tokens.
         workers: Processes that tokenise; None for one per core.
         overwrite: Start anew: remove what an earlier preparation wrote in ``output``.
+        merge: Only finish what `prepare_shard` has done: refuse if a part is missing.
 
     Returns:
         The manifest of the finished source.
@@ -59,6 +63,67 @@ def prepare_source(
         RuntimeError: A worker died.
         KeyboardInterrupt: Stopped by Ctrl-C; finished parts are kept.
     """
+    if merge and overwrite:
+        raise ValueError("overwrite would remove what merge is to put together; give one of them.")
+    folder, job, finished = begin(inputs, tokenizer, output, settings, workers, overwrite)
+    if finished is not None:
+        return finished
+    state = folder / STATE
+    with locked(folder) as lock:
+        if overwrite:
+            remove(folder)
+            state.mkdir()
+        if merge:
+            check_whole(job, state)
+        job.save(state)
+        facts = tokenise(job, job.parts, folder, workers or cores(), lock)
+        manifest = publish(folder, job, facts, dtype_of(facts.vocabulary))
+    log.info("%s is finished: %s", folder, summary(manifest))
+    for fault in manifest.skipped[:10]:
+        log.warning("skipped %s", fault)
+    return manifest
+
+
+def prepare_shard(
+    inputs: list[str],
+    tokenizer: str,
+    output: str | Path,
+    shard: Shard,
+    settings: PrepareSettings | None = None,
+    workers: int | None = None,
+) -> None:
+    """Do the parts of one shard of `prepare_source`, beside other machines that do theirs; then merge.
+
+    Args:
+        inputs: As for `prepare_source`, and the same for every shard.
+        tokenizer: As for `prepare_source`.
+        output: A folder that all machines share, or one on each: then copy their ``.prepare`` together.
+        shard: Which parts.
+        settings: As for `prepare_source`.
+        workers: As for `prepare_source`.
+
+    Raises:
+        ValueError: As for `prepare_source`, or this very shard is being done.
+        OSError: As for `prepare_source`.
+    """
+    folder, job, finished = begin(inputs, tokenizer, output, settings, workers, overwrite=False)
+    if finished is not None:
+        return
+    state = folder / STATE
+    with locked(folder):  # two that begin at once write the same file
+        if not (state / "job.json").is_file():
+            job.save(state)
+    mine = shard.of(job.parts)
+    with locked(folder, shared=True), locked(shard.place(state)) as lock:
+        if mine:
+            tokenise(job, mine, folder, workers or cores(), lock)
+    log.info("shard %s of %s is finished: %d of %d parts. When all are: the same command with --merge instead",
+             shard, folder, len(mine), len(job.parts))
+
+
+def begin(inputs: list[str], tokenizer: str, output: str | Path, settings: PrepareSettings | None,
+          workers: int | None, overwrite: bool) -> tuple[Path, Job, Manifest | None]:
+    """Output folder, job, and the manifest where the job is finished already; refuses what cannot be done."""
     if workers is not None and workers < 1:
         raise ValueError(f"workers={workers} is too few; give 1 or more, or nothing for one per core.")
     if "://" in str(output):
@@ -68,20 +133,9 @@ def prepare_source(
     finished = check_output(folder, job, overwrite)
     if finished is not None:
         log.info("%s is finished already: %s", folder, summary(finished))
-        return finished
-    state = folder / STATE
-    state.mkdir(parents=True, exist_ok=True)
-    with locked(folder) as lock:
-        if overwrite:
-            remove(folder)
-            state.mkdir()
-        job.save(state)
-        facts = tokenise(job, folder, workers or cores(), lock)
-        manifest = publish(folder, job, facts, dtype_of(facts.vocabulary))
-    log.info("%s is finished: %s", folder, summary(manifest))
-    for fault in manifest.skipped[:10]:
-        log.warning("skipped %s", fault)
-    return manifest
+    else:
+        (folder / STATE).mkdir(parents=True, exist_ok=True)
+    return folder, job, finished
 
 
 def summary(manifest: Manifest) -> str:
@@ -133,14 +187,14 @@ def check_output(folder: Path, job: Job, overwrite: bool) -> Manifest | None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[int]:
-    """Hold the output folder; workers inherit the lock, so it is free when the last of them is gone."""
+def locked(folder: Path, shared: bool = False) -> Iterator[int]:
+    """Hold a folder, alone or with others; workers inherit the lock, so it is free when the last of them is gone."""
     lock = os.open(folder, os.O_RDONLY)
     deadline = time.monotonic() + LOCK_WAIT_SECONDS
     try:
         while True:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
@@ -151,18 +205,24 @@ def locked(folder: Path) -> Iterator[int]:
         os.close(lock)
 
 
-def tokenise(job: Job, folder: Path, workers: int, lock: int) -> TokenizerFacts:
-    """Have a crew do every unfinished part; returns what it says about the tokenizer."""
+def tokenise(job: Job, parts: Sequence[Part], folder: Path, workers: int, lock: int) -> TokenizerFacts:
+    """Have a crew do what is unfinished of ``parts``, and the validation split if these are all of the job's.
+
+    Returns:
+        What it says about the tokenizer.
+    """
     state = folder / STATE
-    finished = [part for part in job.parts if part_folder(state, part).is_dir()]
+    finished = [part for part in parts if part_folder(state, part).is_dir()]
     if finished:
-        log.info("continuing: %d of %d parts are finished", len(finished), len(job.parts))
-    progress = Progress(sum(part.bytes for part in job.parts), sum(part.bytes for part in finished))
-    todo = len(job.parts) - len(finished)
-    with open(state / "crew.log", "wb") as errors:
-        crew = start_crew(state, max(1, min(workers, todo)), lock, errors)
+        log.info("continuing: %d of %d parts are finished", len(finished), len(parts))
+    progress = Progress(sum(part.bytes for part in parts), sum(part.bytes for part in finished))
+    todo = len(parts) - len(finished)
+    which = [part.index for part in parts] if len(parts) < len(job.parts) else None
+    told = state / ("crew.log" if which is None else f"crew-{parts[0].index:06d}.log")
+    with open(told, "wb") as errors:
+        crew = start_crew(state, max(1, min(workers, todo)), lock, errors, which)
         try:
-            facts = follow(crew, state, progress)
+            facts = follow(crew, state, progress, told)
         except KeyboardInterrupt:
             log.warning("stopped; finished parts are kept in %s. Run the same command again to continue.", folder)
             raise
@@ -174,12 +234,14 @@ def tokenise(job: Job, folder: Path, workers: int, lock: int) -> TokenizerFacts:
                 if pipe is not None:
                     pipe.close()
             progress.close()
-    for unfinished in state.glob("*.writing"):
+    names = ["*.writing"] if which is None else [f"{part_folder(state, part).name}.writing" for part in parts]
+    for unfinished in (path for name in names for path in state.glob(name)):
         shutil.rmtree(unfinished, ignore_errors=True)
     return facts
 
 
-def start_crew(state: Path, workers: int, lock: int, errors: Any) -> "subprocess.Popen[bytes]":
+def start_crew(state: Path, workers: int, lock: int, errors: Any, which: list[int] | None
+               ) -> "subprocess.Popen[bytes]":
     """Start the crew in a session of its own, so that Ctrl-C reaches us alone and it ends as a group."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DATA_OPTIMIZER_")}
     environment |= dict.fromkeys(ONE_THREAD, "1")
@@ -187,7 +249,7 @@ def start_crew(state: Path, workers: int, lock: int, errors: Any) -> "subprocess
     root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
     return subprocess.Popen(
-        [sys.executable, "-m", "lit_cpt.prepare.crew", str(state), str(workers)],
+        [sys.executable, "-m", "lit_cpt.prepare.crew", str(state), str(workers), json.dumps(which)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
@@ -197,7 +259,7 @@ def start_crew(state: Path, workers: int, lock: int, errors: Any) -> "subprocess
     )
 
 
-def follow(crew: "subprocess.Popen[bytes]", state: Path, progress: Progress) -> TokenizerFacts:
+def follow(crew: "subprocess.Popen[bytes]", state: Path, progress: Progress, told: Path) -> TokenizerFacts:
     """Read the crew's events to their end; its first error is raised here."""
     facts = None
     assert crew.stdout is not None
@@ -210,7 +272,7 @@ def follow(crew: "subprocess.Popen[bytes]", state: Path, progress: Progress) -> 
         else:
             progress.add(**event)
     if crew.wait() or facts is None:
-        last = (state / "crew.log").read_text(errors="replace").strip().splitlines()[-5:]
+        last = told.read_text(errors="replace").strip().splitlines()[-5:]
         raise RuntimeError(f"the tokenising process ended with exit code {crew.returncode}: {' | '.join(last)}")
     return facts
 
@@ -226,8 +288,9 @@ def error_of(event: dict[str, Any]) -> Exception:
 def check_tokenizer(facts: TokenizerFacts, state: Path) -> TokenizerFacts:
     """Remember the tokenizer of an unfinished run; ``ValueError`` when it was another one before."""
     path = state / "tokenizer.json"
-    if not path.exists():
-        write_json(path, vars(facts))
+    with locked(state):  # shards may come here at once
+        if not path.exists():
+            write_json(path, vars(facts))
     before = TokenizerFacts(**json.loads(path.read_bytes()))
     if before != facts:
         raise ValueError(
