@@ -54,7 +54,7 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
 def chunk_rows(width: int) -> int:
     """Positions in a chunk: its logits take a quarter of the head's gradient, which every chunk adds to.
 
-    Fewer would save little more, and on a GPU the adding would take longer than the products.
+    Fewer would save little more, and by arithmetic the adding would take a GPU longer than the products.
     """
     return max(LEAST_ROWS, width // 4)
 
@@ -90,9 +90,11 @@ class NextTokenLoss:
     def __init__(self, model: nn.Module, z_loss: float = 0.0, eos: int | None = None) -> None:
         self.model, self.z_loss, self.plain = model, z_loss, None if can_split(model) else False
         self.eos, self.apart = eos, eos is None
+        self.split: Callable[..., torch.Tensor] = types.MethodType(split_loss, model)
         if isinstance(model, FSDPModule):
-            setattr(model, METHOD, types.MethodType(split_loss, model))  # gathers weights as forward does
-            register_fsdp_forward_method(model, METHOD)
+            setattr(model, METHOD, self.split)
+            register_fsdp_forward_method(model, METHOD)  # gathers weights as forward does
+            self.split = getattr(model, METHOD)
 
     def __call__(self, blocks: torch.Tensor) -> torch.Tensor:
         """Mean over every position of ``blocks``, shape (B, T + 1): each predicts the next."""
@@ -100,9 +102,7 @@ class NextTokenLoss:
         self.check_apart(tokens)
         vocabulary = getattr(getattr(self.model, "config", None), "vocab_size", 0)
         if 4 * targets.numel() * vocabulary > SMALL and self.head_is_plain(tokens):
-            split = getattr(self.model, METHOD, None) or types.MethodType(split_loss, self.model)
-            found: torch.Tensor = split(self.inputs(tokens), targets, self.z_loss)
-            return found
+            return self.split(self.inputs(tokens), targets, self.z_loss)
         logits = self.model(**self.inputs(tokens)).logits.flatten(0, 1)
         if self.z_loss:
             return token_losses(logits, targets, self.z_loss).mean()

@@ -286,7 +286,8 @@ class ContinuedPretraining(pl.LightningModule):
     def own_identity(self) -> Identity:
         """What a resume must agree with, read once."""
         if self.identity is None:
-            self.identity = {**identity_of(self.recipe, self.trainer.datamodule),  # type: ignore[attr-defined]
+            trainer: Any = self.trainer
+            self.identity = {**identity_of(self.recipe, trainer.datamodule),
                              "model.z_loss": self.z_loss, "model.mask_documents": self.mask_documents}
         return self.identity
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import atexit
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
-    apply_activation_checkpointing,
-    checkpoint_wrapper,
-)
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.utils.checkpoint import checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -110,11 +108,9 @@ def shard(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype = torch.float
     are one, which halves what has to be gathered at once.
     """
     blocks = list(blocks_of(model))
-    if activation_checkpointing:
-        apply_activation_checkpointing(model, checkpoint_wrapper_fn=checkpoint_wrapper,
-                                       check_fn=lambda module: any(module is block for block in blocks))
-        blocks = list(blocks_of(model))
     for block in blocks:
+        if activation_checkpointing:  # not by torch's wrapper module, which would be in the names of the parameters
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         if compile:
             block.compile()
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32)

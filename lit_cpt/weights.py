@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -46,7 +46,10 @@ def build_model(pretrained: str | None, architecture: str | dict[str, Any] | Non
         assert architecture is not None
         return AutoModelForCausalLM.from_config(config_of(architecture), dtype=dtype)
     except (OSError, ValueError) as error:
-        raise unreadable(pretrained, architecture, error) from error
+        given = f"pretrained={pretrained!r}" if pretrained else f"architecture={architecture!r}"
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{given} cannot be read: {reason} Give a folder with config.json (and weights), as "
+                         "`save_pretrained` writes it, or the name of a hub model.") from error
 
 
 def config_of(architecture: str | dict[str, Any]) -> Any:
@@ -70,28 +73,29 @@ def build_sharded(strategy: Any, pretrained: str | None, architecture: str | dic
         fill: Whether weights are given at all; not, where a checkpoint brings them.
 
     Raises:
-        ValueError: It cannot be read, on any rank.
+        ValueError: Rank 0 cannot read it; raised on every rank.
     """
     from transformers import AutoModelForCausalLM
 
     whole: dict[str, Any] = {}
-    problem: ValueError | None = None
-    skeleton: nn.Module | None = None
-    try:
-        if fill and strategy.is_global_zero:
-            # In the file's own precision: the pages of its memory map are handed on without a copy.
-            source = build_model(pretrained, architecture, "auto" if pretrained else torch.float32)
-            whole, config = source.state_dict(), source.config
-        else:
-            config = read_config(pretrained, architecture)
-        with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except ValueError as error:
-        problem = error
-    if (said := strategy.broadcast(str(problem) if problem else None)) or problem:
-        raise ValueError(str(problem) if problem else said)
-    assert skeleton is not None
-    model: Any = strategy.shard(skeleton)
+    config, problem = None, None
+    if strategy.is_global_zero:
+        try:
+            if fill:  # in the file's own precision, so that what it maps into memory is not copied
+                source: Any = build_model(pretrained, architecture, "auto" if pretrained else torch.float32)
+                whole = source.state_dict()
+            else:
+                with torch.device("meta"):
+                    source = build_model(None, pretrained or architecture)
+            config = source.config
+        except ValueError as error:
+            problem = str(error)
+    config, problem = strategy.broadcast((config, problem))
+    if problem is not None:
+        raise ValueError(problem)
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    strategy.shard(model)
     model.to_empty(device=strategy.root_device)
     model.tie_weights()
     if fill:
@@ -100,25 +104,6 @@ def build_sharded(strategy: Any, pretrained: str | None, architecture: str | dic
         value._is_hf_initialized = True
     model.initialize_weights()  # only what no file holds, such as rotary frequencies
     return model
-
-
-def read_config(pretrained: str | None, architecture: str | dict[str, Any] | None) -> Any:
-    """The config of `build_model`'s model.
-
-    Raises:
-        ValueError: It cannot be read.
-    """
-    try:
-        return config_of(architecture if pretrained is None else pretrained)  # type: ignore[arg-type]
-    except (OSError, ValueError) as error:
-        raise unreadable(pretrained, architecture, error) from error
-
-
-def unreadable(pretrained: str | None, architecture: Any, error: Exception) -> ValueError:
-    """What to say of a model that cannot be read."""
-    given = f"pretrained={pretrained!r}" if pretrained else f"architecture={architecture!r}"
-    return ValueError(f"{given} cannot be read: {str(error).strip().splitlines()[0]} Give a folder with config.json "
-                      "(and weights), as `save_pretrained` writes it, or the name of a hub model.")
 
 
 def is_distributed(path: str | Path) -> bool:
@@ -146,7 +131,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def moments_file(path: str | Path) -> Path:
-    """The file that holds the moments which ``path`` names.
+    """The file that holds the moments which ``path`` names, or tells what a folder of several ranks holds.
 
     Raises:
         FileNotFoundError: Nothing is there.
@@ -199,27 +184,15 @@ def read_distributed_moments(path: str | Path, model: nn.Module) -> Moments:
         ValueError: It holds no AdamW state, or that of another model.
     """
     there = FileSystemReader(path).read_metadata().state_dict_metadata
-    suffix, moments, wanted = ".exp_avg", {}, {}
-    starts = {key.removesuffix(suffix).split(".state.", 1)[1]: key.removesuffix(suffix) for key in there
-              if key.startswith("optimizer_0.state.") and key.endswith(suffix)}
-    if not starts:
+    keys = {match[2]: match[1] for key in there
+            if (match := re.fullmatch(rf"(optimizer_0\.state\.(?:{re.escape(PREFIX)})?(.+))\.exp_avg", key))}
+    if not keys:
         raise ValueError(f"optimizer_state={str(path)!r} holds no AdamW state (exp_avg, exp_avg_sq).")
-    for name, parameter in model.named_parameters():
-        key = starts.get(PREFIX + name, starts.get(name))
-        saved = there[f"{key}{suffix}"] if key else None
-        if not parameter.requires_grad or not isinstance(saved, TensorStorageMetadata):
-            continue
-        like = parameter.detach()
-        if saved.size != like.shape:  # to be refused with the rest, by name
-            moments[name] = {"exp_avg": torch.empty(saved.size, device="meta")}
-            continue
-        moments[name] = {"exp_avg": torch.empty_like(like), "exp_avg_sq": torch.empty_like(like),
-                         "step": torch.zeros(())}
-        wanted.update({f"{key}.{what}": value for what, value in moments[name].items()})
-    unknown = {name.removeprefix(PREFIX) for name in starts} - moments.keys()
-    moments.update({name: {"exp_avg": torch.empty(0)} for name in unknown})
-    check_moments(model, moments)
-    dcp.load(wanted, checkpoint_id=str(path))
+    check_shapes(model, {name: there[f"{key}.exp_avg"].size for name, key in keys.items()})  # type: ignore[union-attr]
+    moments = {name: {"exp_avg": torch.empty_like(parameter.detach()), "exp_avg_sq": torch.empty_like(
+        parameter.detach()), "step": torch.zeros(())} for name, parameter in trained_parameters(model).items()}
+    dcp.load({f"{keys[name]}.{what}": value for name, one in moments.items() for what, value in one.items()},
+             checkpoint_id=str(path))  # into these tensors
     return moments
 
 
@@ -248,7 +221,7 @@ def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mo
     Raises:
         ValueError: A parameter without moments, moments without a parameter, or another shape.
     """
-    check_moments(model, moments)
+    check_shapes(model, {name: one["exp_avg"].shape for name, one in moments.items()})
     for name, parameter in trained_parameters(model).items():
         old = moments[name]
         # Cloned: the source must not go on counting steps with this optimizer.
@@ -272,20 +245,20 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def check_moments(model: nn.Module, moments: Moments) -> None:
-    """Refuse moments of another model.
+def check_shapes(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Refuse moments of another model, by the shape that each parameter's have.
 
     Raises:
         ValueError: A parameter without moments, moments without a parameter, or another shape.
     """
     parameters = trained_parameters(model)
-    for said, names in (("has no moments for", parameters.keys() - moments.keys()),
-                        ("holds moments for unknown", moments.keys() - parameters.keys())):
+    for said, names in (("has no moments for", parameters.keys() - shapes.keys()),
+                        ("holds moments for unknown", shapes.keys() - parameters.keys())):
         if names:
             raise ValueError(f"the optimizer state {said} {', '.join(sorted(names)[:3])} ({len(names)} in all): "
                              "it is of another model. Leave optimizer_state out to start AdamW cold.")
     for name, parameter in parameters.items():
-        shape = tuple(moments[name]["exp_avg"].shape)
+        shape = tuple(shapes[name])
         if shape != tuple(parameter.shape):
             raise ValueError(f"the optimizer state has shape {shape} for {name}, the model {tuple(parameter.shape)}: "
                              "it is of another model.")
