@@ -97,7 +97,7 @@ def prepare_shard(
     Args:
         inputs: As for `prepare_source`, and the same for every shard.
         tokenizer: As for `prepare_source`.
-        output: A folder that all machines share, or one on each: then copy their ``.prepare`` together.
+        output: A folder that all machines share.
         shard: Which parts.
         settings: As for `prepare_source`.
         workers: As for `prepare_source`.
