@@ -178,7 +178,7 @@ def test_a_run_starts_with_weights_and_moments_of_another_whatever_the_ranks(cut
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", [
-    {"activation_checkpointing": True}, {"compile": True}, {"reduce_every_micro_batch": False}, {"replicas": 2},
+    {"activation_checkpointing": True}, {"reduce_every_micro_batch": False}, {"replicas": 2},
     {"distributed_checkpoints": False},
 ], ids=lambda one: next(iter(one)))
 def test_how_it_is_computed_changes_nothing(strategy, sources, tmp_path):
