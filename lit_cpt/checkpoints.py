@@ -14,17 +14,18 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from lit_cpt.publishing import WRITING, publish
+
 log = logging.getLogger(__name__)
 
 COMPLETE = "COMPLETE"  # the file that a checkpoint which is a folder gets last
 FULL = (errno.ENOSPC, errno.EDQUOT)
-WRITING = ".{}.writing"
 
 
 # Writing -----------------------------------------------------------------------------------------------------
@@ -46,50 +47,6 @@ class WholeCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
         else:
             publish(Path(path), lambda file: torch.save(checkpoint, file))
-
-
-def publish(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, bring it to the disk, and give it its name.
-
-    Raises:
-        OSError: What the disk said, with the file's name; torch hides it in a RuntimeError.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(WRITING.format(path.name))
-    try:
-        with open(aside, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException as error:
-        aside.unlink(missing_ok=True)
-        said = disk_error(error)
-        if said is None or said is error:
-            raise
-        raise OSError(said.errno, said.strerror, str(path)) from error
-    sync_folder(path.parent)
-
-
-def disk_error(error: BaseException | None) -> OSError | None:
-    """The error of the disk that ``error`` is or was raised upon."""
-    while error is not None and not isinstance(error, OSError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring the names in ``folder`` to the disk, where the filesystem can."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(handle)
-    except OSError:
-        pass
-    finally:
-        os.close(handle)
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_cpt.arguments import command_parser, parse
-from lit_cpt.evaluations import Evaluation, replace_file
+from lit_cpt.evaluations import Evaluation
 from lit_cpt.harness.suite import Effort, Suite
+from lit_cpt.publishing import publish_text
 from lit_cpt.score_changes import compare, render_comparison, render_evaluation
 
 DESCRIPTION = """Scores a model on MMLU, HellaSwag, HumanEval, MGSM or any task of lm-eval, with the tasks' own prompts,
@@ -63,7 +64,7 @@ def compare_files(files: list[str], output: str | None) -> None:
     found = compare(first, second)
     print(render_comparison(found, names_of(files)))
     if output:
-        replace_file(Path(output), json.dumps(found.describe(), indent=1, allow_nan=False))
+        publish_text(Path(output), json.dumps(found.describe(), indent=1, allow_nan=False))
 
 
 def names_of(files: list[str]) -> tuple[str, str]:
@@ -92,7 +93,7 @@ def evaluate_and_print(given: dict[str, Any]) -> None:
         return
     print(render_evaluation(found))
     if output is not None:
-        replace_file(output, json.dumps(found.describe(), separators=(",", ":"), allow_nan=False))
+        publish_text(output, json.dumps(found.describe(), separators=(",", ":"), allow_nan=False))
         print(f"written: {output}")
     if not found.scores and all(one.status == "unavailable" for one in found.failures):
         raise ValueError("nothing could be evaluated: " + "; ".join(one.reason for one in found.failures))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_cpt.intervals import Interval, average_interval, cluster_interval
+from lit_cpt.publishing import publish_text
 
 SIDES = ("scores", "failures")
 
@@ -216,26 +216,8 @@ def write_evaluation(run_dir: str | Path, evaluation: Evaluation) -> Path:
     """
     path = Path(run_dir) / "evals" / f"step{evaluation.step:08d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, json.dumps(evaluation.describe(), separators=(",", ":"), allow_nan=False))
+    publish_text(path, json.dumps(evaluation.describe(), separators=(",", ":"), allow_nan=False))
     return path
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Give ``path`` this content, whole or not at all.
-
-    Raises:
-        OSError: It could not be written; what was there is as it was.
-    """
-    aside = path.with_name(f".{path.name}.writing")
-    try:
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
 
 
 def evaluations_in(run_dir: str | Path) -> tuple[list[Evaluation], list[str]]:

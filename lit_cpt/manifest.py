@@ -1,10 +1,11 @@
 """The manifest of a prepared source: which text, which tokenizer, how many tokens; readable without torch."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from lit_cpt.publishing import publish_text
 
 FILE_NAME = "manifest.json"
 FORMAT_VERSION = 1
@@ -142,10 +143,4 @@ def damaged(path: Path, error: Exception) -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write ``content`` to ``path`` through a neighbour and a rename, so that readers see all of it or none."""
-    temporary = path.with_name(path.name + ".writing")
-    with open(temporary, "w", encoding="utf-8") as file:
-        json.dump(content, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    publish_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")

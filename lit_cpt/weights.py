@@ -16,6 +16,8 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lit_cpt.publishing import WRITING, publish_folder
+
 log = logging.getLogger(__name__)
 
 Moments = dict[str, dict[str, torch.Tensor]]
@@ -278,18 +280,14 @@ def export_huggingface(model: Any, folder: str | Path, tokenizer: Any = None) ->
     from transformers import AutoTokenizer
 
     folder = Path(folder)
-    aside, old = (folder.with_name(f".{folder.name}.{what}") for what in ("writing", "old"))
+    aside = folder.with_name(WRITING.format(folder.name))
     shutil.rmtree(aside, ignore_errors=True)
     try:
         model.save_pretrained(aside)
         if tokenizer is not None:
             named = isinstance(tokenizer, (str, Path))
             (AutoTokenizer.from_pretrained(tokenizer) if named else tokenizer).save_pretrained(aside)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        aside.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        publish_folder(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise

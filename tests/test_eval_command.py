@@ -9,7 +9,7 @@ from harness_world import build_mirror, build_model, build_tokenizer
 from test_evaluations import evaluation, score
 
 from lit_cpt.cli import main
-from lit_cpt.evaluations import replace_file
+from lit_cpt.publishing import publish_text
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def world(tmp_path_factory):
 
 
 def saved(path, found):
-    replace_file(path, json.dumps(found.describe()))
+    publish_text(path, json.dumps(found.describe()))
     return str(path)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from lit_cpt.evaluations import Evaluation, Failure, FamilyScore, evaluations_in, replace_file, write_evaluation
+from lit_cpt.evaluations import Evaluation, Failure, FamilyScore, evaluations_in, write_evaluation
 
 
 def score(family="mmlu", hits=(1, 0, 1, 1), **settings):
@@ -82,23 +82,3 @@ def test_what_is_no_evaluation_is_named(tmp_path, text, said):
     assert (found, len(wrong)) == ([], 1)
     with pytest.raises(FileNotFoundError, match="nothing.json: there is no such file"):
         Evaluation.read(tmp_path / "nothing.json")
-
-
-def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path):
-    import resource
-
-    path = tmp_path / "result.json"
-    replace_file(path, "old")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    import signal
-
-    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            replace_file(path, "new" * 1000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        signal.signal(signal.SIGXFSZ, before)
-    assert path.read_text() == "old"
-    assert [each.name for each in tmp_path.iterdir()] == ["result.json"]

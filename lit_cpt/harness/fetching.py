@@ -13,7 +13,6 @@ from typing import Any
 
 import yaml
 
-from lit_cpt.evaluations import replace_file
 from lit_cpt.harness.checking import check
 from lit_cpt.harness.families import PAPER_LANGUAGES
 from lit_cpt.harness.hub import Offer, offer, take
@@ -28,6 +27,7 @@ from lit_cpt.harness.mirror import (
     read_patterns,
     write_manifest,
 )
+from lit_cpt.publishing import publish_text
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +210,7 @@ def write_header(repository: Path, patterns: Patterns) -> None:
         for config, splits in here.items() if splits]
     kept = {key: value for key, value in known.items() if key not in ("configs", "dataset_info")}
     header = yaml.safe_dump({**kept, "configs": configs}, sort_keys=False, allow_unicode=True)
-    replace_file(readme, f"---\n{header}---\n{rest}")
+    publish_text(readme, f"---\n{header}---\n{rest}")
 
 
 def read_revisions(root: Path) -> dict[str, str]:
@@ -225,4 +225,4 @@ def read_revisions(root: Path) -> dict[str, str]:
 def note_revision(root: Path, name: str, commit: str) -> None:
     """Write into ``REVISIONS.json`` which commit of the hub a repository is from."""
     known = read_revisions(root)
-    replace_file(root / REVISIONS, json.dumps({**known, name: commit}, indent=1, sort_keys=True) + "\n")
+    publish_text(root / REVISIONS, json.dumps({**known, name: commit}, indent=1, sort_keys=True) + "\n")

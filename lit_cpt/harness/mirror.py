@@ -15,8 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from lit_cpt.evaluations import replace_file
 from lit_cpt.harness.families import PAPER_LANGUAGES
+from lit_cpt.publishing import publish_text
 
 MANIFEST = "MANIFEST.json"
 
@@ -222,7 +222,7 @@ def write_manifest(data: Path, repositories: Iterable[str], brought: Collection[
     there = [path for path in files_of(data, repositories) if path.suffix == ".parquet"]
     fresh = [path for path in there
              if brought is None or path in brought or path.relative_to(data).as_posix() not in kept]
-    replace_file(data / MANIFEST, json.dumps(
+    publish_text(data / MANIFEST, json.dumps(
         {**kept, **{path.relative_to(data).as_posix(): facts_of(path) for path in fresh}}, indent=1, sort_keys=True)
         + "\n")
     return data / MANIFEST
