@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import time
 from functools import partial
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
+LAST_BREATH = 0.1  # seconds in which other threads may have the interpreter
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -68,9 +70,14 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def leave() -> None:
-    """Take this process out of its group, before the interpreter ends under gloo's threads."""
+    """Take this process out of its group, before the interpreter ends under gloo's threads.
+
+    A thread of gloo that lets go of its last tensor needs the interpreter once more; one that asks while the
+    interpreter ends aborts the process ("terminate called without an active exception").
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+        time.sleep(LAST_BREATH)
 
 
 def mesh_of(device: str, ranks: int, replicas: int) -> DeviceMesh:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import logging
 import shlex
@@ -23,6 +24,7 @@ from lit_cpt.arguments import advised, known_keys
 from lit_cpt.checkpoints import folder_of, found_checkpoint, newest_whole
 from lit_cpt.data import BlendDataModule
 from lit_cpt.module import ContinuedPretraining
+from lit_cpt.parallel import leave
 from lit_cpt.plan import Plan, plan, render, source_blocks
 from lit_cpt.recipe import Recipe
 from lit_cpt.settings import expand_configs
@@ -217,6 +219,7 @@ def training_command(arguments: list[str]) -> None:
         warnings.filterwarnings("ignore", pattern)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    atexit.register(leave)  # also where the strategy is none of ours
     disable_progress_bar()  # of transformers: a bar for each weights file, between our own lines
     try:
         TrainingCLI(expand_configs(gathered(arguments)))

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from lit_cpt.callbacks import EvalCallback
 from lit_cpt.harness import Effort, Suite
 from lit_cpt.occasions import Occasions
+from lit_cpt.parallel import leave
 
 WORLD, CASE, MODE = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 RANK, SIZE, STEPS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), 200
@@ -80,8 +81,9 @@ def main() -> None:
     module = Project()
     trainer.fit(module, DataLoader(blocks, batch_size=2))
     (WORLD / f"{CASE}-{MODE}-{RANK}.json").write_text(json.dumps(module.losses))
-    torch.distributed.destroy_process_group()  # a gloo rank that just ends may abort instead
 
 
 if __name__ == "__main__":
     main()
+    leave()
+    os._exit(0)  # all is written, and no thread of gloo can abort a process that does not end its interpreter

@@ -21,7 +21,7 @@ from lit_cpt.blends import Blend
 from lit_cpt.callbacks import RunCheckpointCallback
 from lit_cpt.data import BlendDataModule
 from lit_cpt.module import ContinuedPretraining
-from lit_cpt.parallel import ShardedStrategy
+from lit_cpt.parallel import ShardedStrategy, leave
 from lit_cpt.recipe import Phase, Recipe, Trigger
 from lit_cpt.schedules import Cosine
 
@@ -75,3 +75,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave()
+    os._exit(0)  # all is written, and no thread of gloo can abort a process that does not end its interpreter
