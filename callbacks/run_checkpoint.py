@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,18 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from lit_cpt.checkpoints import clear_leftovers, folder_of, newest_whole, point, remove, save, step_path, write_whole
+from lit_cpt.checkpoints import (
+    clear_leftovers,
+    finish_saving,
+    folder_of,
+    newest_whole,
+    point,
+    remove,
+    save,
+    step_path,
+    when_saved,
+    write_whole,
+)
 from lit_cpt.counters import validation_due
 
 log = logging.getLogger(__name__)
@@ -103,6 +115,7 @@ class RunCheckpointCallback(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end."""
         self.save_step(trainer, "end")
+        finish_saving(trainer)
         if self.monitor and self.best is None:
             log.warning("%s was never logged by a validation: there is no best.ckpt", self.monitor)
         self.training = False
@@ -145,7 +158,8 @@ class RunCheckpointCallback(Checkpoint):
             if trainer.is_global_zero:
                 for logger in trainer.loggers:
                     logger.save()  # a resumed run does not log again what was logged before
-                log.info("checkpoint %s (%s, %.1f s)", path, reason, time.monotonic() - began)
+                waited = time.monotonic() - began
+                when_saved(trainer, partial(log.info, "checkpoint %s (%s, %.1f s)", path, reason, waited))
         elif step in self.steps:
             self.enlist(step, reason)
         self.retain(trainer)
@@ -170,10 +184,7 @@ class RunCheckpointCallback(Checkpoint):
         old, self.steps = [step for step in self.steps if step not in stay], [
             step for step in self.steps if step in stay]
         for step in old if trainer.is_global_zero else []:
-            try:
-                remove(step_path(folder_of(trainer), step))
-            except OSError as error:
-                log.warning("an old checkpoint could not be deleted: %s", error)
+            when_saved(trainer, partial(delete, step_path(folder_of(trainer), step)))
 
     def judge(self, trainer: Trainer) -> None:
         """Let ``best.ckpt`` name this step's checkpoint if its metric is the best so far."""
@@ -186,7 +197,7 @@ class RunCheckpointCallback(Checkpoint):
         self.best = (value, step)
         log.info("%s %.4f at step %d is the best so far", self.monitor, value, step)
         if trainer.is_global_zero:
-            point(folder_of(trainer), "best", step_path(folder_of(trainer), step))
+            when_saved(trainer, partial(point, folder_of(trainer), "best", step_path(folder_of(trainer), step)))
         self.retain(trainer)
 
     def unsound(self, trainer: Trainer) -> str | None:
@@ -225,6 +236,14 @@ class RunCheckpointCallback(Checkpoint):
         """Go on keeping and deleting."""
         self.steps, self.kept = list(state_dict["steps"]), list(state_dict["kept"])
         self.best = tuple(state_dict["best"]) if state_dict["best"] else None
+
+
+def delete(path: Path) -> None:
+    """Delete an old checkpoint; a run does not end because it cannot."""
+    try:
+        remove(path)
+    except OSError as error:
+        log.warning("an old checkpoint could not be deleted: %s", error)
 
 
 def writes(trainer: Trainer) -> int:

@@ -20,11 +20,10 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from lit_cpt.publishing import WRITING, publish
+from lit_cpt.publishing import COMPLETE, WRITING, publish
 
 log = logging.getLogger(__name__)
 
-COMPLETE = "COMPLETE"  # the file that a checkpoint which is a folder gets last
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -228,8 +227,10 @@ def write_whole(trainer: Trainer) -> None:
 def save(trainer: Trainer, path: Path) -> None:
     """Save ``path`` and let ``last.ckpt`` name it; all ranks call this, and all fail if one does.
 
+    A strategy that writes while training goes on returns sooner: see `when_saved`.
+
     Raises:
-        OSError: It could not be written.
+        OSError: It, or the one before that was still being written, could not be written.
     """
     failure: OSError | None = None
     try:
@@ -244,7 +245,24 @@ def save(trainer: Trainer, path: Path) -> None:
     if trainer.is_global_zero:
         if path.is_dir():
             publish(path / COMPLETE, lambda file: file.write(b""))
-        point(path.parent, "last", path)
+        when_saved(trainer, lambda: point(path.parent, "last", path))
+
+
+def when_saved(trainer: Trainer, action: Callable[[], object]) -> None:
+    """Do ``action`` when the checkpoint that is being written is whole: at once, where training waits for it."""
+    later = getattr(trainer.strategy, "when_saved", None)
+    action() if later is None else later(action)
+
+
+def finish_saving(trainer: Trainer) -> None:
+    """Wait for the checkpoint that is being written; all ranks call this.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    finish = getattr(trainer.strategy, "finish_saving", None)
+    if finish is not None:
+        finish()
 
 
 def save_now(trainer: Trainer, reason: str) -> Path:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import atexit
+import errno
+import logging
 import time
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.storage import StorageWriter
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
+
+from lit_cpt.background import BackgroundWriter
+from lit_cpt.publishing import disk_error
+
+log = logging.getLogger(__name__)
 
 LAST_BREATH = 0.1  # seconds in which other threads may have the interpreter
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -35,6 +46,8 @@ class ShardedStrategy(ModelParallelStrategy):
             saves communication and keeps unsharded fp32 gradients in memory until then.
         distributed_checkpoints: Each rank writes its part of a checkpoint, a folder that any number of ranks
             resumes from; otherwise rank 0 gathers one file.
+        wait_for_checkpoints: Whether training waits until a distributed checkpoint is on the disk, and not only for
+            the copy of it in host memory. The next checkpoint and the end of training always do.
 
     Raises:
         ValueError: A number below 1 or another dtype; later, ranks that cannot be dealt out to the replicas.
@@ -42,7 +55,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def __init__(self, replicas: int = 1, compute_dtype: Literal["float32", "bfloat16"] = "float32",
                  activation_checkpointing: bool = False, compile: bool = False, reduce_every_micro_batch: bool = True,
-                 distributed_checkpoints: bool = True, **settings: Any) -> None:
+                 distributed_checkpoints: bool = True, wait_for_checkpoints: bool = False, **settings: Any) -> None:
         if replicas < 1:
             raise ValueError(f"replicas={replicas} must be at least 1.")
         if compute_dtype not in DTYPES:
@@ -51,6 +64,8 @@ class ShardedStrategy(ModelParallelStrategy):
         self.replicas, self.compute_dtype = replicas, DTYPES[compute_dtype]
         self.activation_checkpointing, self.compile = activation_checkpointing, compile
         self.reduce_every_micro_batch = reduce_every_micro_batch
+        self.distributed_checkpoints, self.wait_for_checkpoints = distributed_checkpoints, wait_for_checkpoints
+        self.writer: BackgroundWriter | None = None
 
     def setup_environment(self) -> None:
         """Start the ranks and lay out the mesh: all of them hold data."""
@@ -59,6 +74,8 @@ class ShardedStrategy(ModelParallelStrategy):
         if self.root_device.type == "cpu":
             atexit.register(leave)  # Lightning does so for NCCL; a gloo rank that just ends may abort instead
         self.shard_mesh = mesh_of(self.root_device.type, self.world_size, self.replicas)
+        if self.distributed_checkpoints:
+            self.writer = BackgroundWriter(self.storage_writer, self.root_device.type == "cuda")
 
     def shard(self, model: nn.Module) -> nn.Module:
         """Prepare a causal model, on the meta device or not, for this mesh.
@@ -67,6 +84,61 @@ class ShardedStrategy(ModelParallelStrategy):
             model: A model of transformers with ``get_decoder().layers``.
         """
         return shard(model, self.shard_mesh, self.compute_dtype, self.activation_checkpointing, self.compile)
+
+    # Checkpoints -----------------------------------------------------------------------------------------------
+
+    def storage_writer(self, folder: Path) -> StorageWriter:
+        """What writes this rank's part of a checkpoint into ``folder``."""
+        return FileSystemWriter(folder)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        """Save; a distributed checkpoint is there, whole, when `finish_saving` returns.
+
+        Raises:
+            OSError: It, or the one before, could not be written.
+        """
+        if self.writer is None or storage_options is not None:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        self.finish_saving()
+        path = Path(self.broadcast(filepath))
+        state = {"state_dict": checkpoint.pop("state_dict"), **{
+            f"optimizer_{number}": one for number, one in enumerate(checkpoint.pop("optimizer_states", []))}}
+        self.writer.start(state, checkpoint, path)
+        if self.wait_for_checkpoints:
+            self.finish_saving()
+
+    def finish_saving(self) -> None:
+        """Wait for the checkpoint that is being written; all ranks call this.
+
+        Raises:
+            OSError: It could not be written.
+        """
+        path, failure = self.writer.wait() if self.writer is not None else (None, None)
+        if path is None or self.reduce_boolean_decision(failure is None):
+            return
+        said = disk_error(failure) or OSError(errno.EIO, str(failure) if failure else "another rank could not write it")
+        raise OSError(said.errno, said.strerror, str(path)) from failure
+
+    def when_saved(self, action: Callable[[], object]) -> None:
+        """Do ``action`` when the checkpoint that is being written is whole, at once if none is; never, if it fails."""
+        self.writer.later(action) if self.writer is not None else action()
+
+    def remove_checkpoint(self, filepath: Any) -> None:
+        """Remove an old checkpoint, not before the one that is to replace it is whole."""
+        self.when_saved(partial(super().remove_checkpoint, filepath))
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Load, once nothing is being written."""
+        self.finish_saving()
+        return super().load_checkpoint(checkpoint_path, weights_only)
+
+    def teardown(self) -> None:
+        """End; where training was broken off, what is being written is finished."""
+        path, failure = self.writer.wait() if self.writer is not None else (None, None)
+        if failure is not None:
+            log.error("%s could not be written: %s", path, failure)
+        super().teardown()
 
 
 def leave() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+COMPLETE = "COMPLETE"  # the file that a checkpoint which is a folder gets last
 WRITING = ".{}.writing"  # how a thing is called while it is written
 
 

@@ -14,7 +14,7 @@ FLOORS = [
     "publishing",
     "units schedules blends events manifest documents intervals shelf sandbox",
     "recipe shards remote occasions evaluations",
-    "plan orders identity store score_changes",
+    "plan orders identity store score_changes background",
     "stream prepare parallel losses weights report checkpoints counters",
     "microworld harness",
     "data module ablation",

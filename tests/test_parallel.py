@@ -30,14 +30,19 @@ MODELS = {
 }
 
 
-def train(run, ranks, sources, model, **settings):
-    """A run of `projects/sharded.py`, finished: what it wrote."""
+def launch(run, ranks, sources, model, **settings):
+    """A run of `projects/sharded.py`, however it ended."""
     run.mkdir(parents=True, exist_ok=True)
     given = run / "given.json"
     given.write_text(json.dumps({"run": str(run), "sources": sources, "model": model, **settings}))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    ran = subprocess.run([*launcher, str(SCRIPT), str(given)], capture_output=True, text=True, check=False, timeout=240,
-                         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+    return subprocess.run([*launcher, str(SCRIPT), str(given)], capture_output=True, text=True, check=False,
+                          timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+
+
+def train(run, ranks, sources, model, **settings):
+    """A run that finished: what it wrote."""
+    ran = launch(run, ranks, sources, model, **settings)
     assert ran.returncode == 0, ran.stderr[-4000:]
     return torch.load(run / "result.pt", weights_only=True)
 
@@ -129,6 +134,31 @@ def test_one_rank_goes_on_where_two_were(cut, sources):
     folder, model, whole = cut
     resumed = train(folder / "alone", 1, sources, model, resume=newest(folder / "cut"))
     assert_equal(resumed, whole, within=1e-6)
+
+
+@pytest.mark.slow
+def test_two_ranks_go_on_where_four_were_that_went_on_from_one(sources, tmp_path):
+    model = {"architecture": MODELS["llama"]}
+    whole = train(tmp_path / "whole", 2, sources, model)
+    train(tmp_path / "one", 1, sources, model, stop=3)
+    train(tmp_path / "four", 4, sources, model, stop=6, resume=newest(tmp_path / "one"))
+    assert_equal(train(tmp_path / "two", 2, sources, model, resume=newest(tmp_path / "four")), whole, within=1e-6)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_holds_its_step_though_training_went_on_and_a_kill_leaves_the_one_before(sources, tmp_path):
+    model = {"architecture": MODELS["llama"]}
+    slow = {"disk_seconds": 2.0, "checkpoints": {"every_n_steps": 3, "keep": 1}}
+    whole = train(tmp_path / "whole", 2, sources, model)
+    killed = launch(tmp_path / "killed", 2, sources, model, kill=8, **slow)  # 6 is being written, 3 was
+    assert killed.returncode != 0
+    folder = tmp_path / "killed" / "checkpoints"
+    assert (folder / ".step-00000006.ckpt.writing").is_dir()
+    assert sorted(path.name for path in folder.glob("*.ckpt")) == ["last.ckpt", "step-00000003.ckpt"]
+    resumed = train(tmp_path / "killed", 2, sources, model, resume=newest(tmp_path / "killed"), **slow)
+    assert resumed["losses"] == whole["losses"][-len(resumed["losses"]):]
+    assert_equal(resumed, whole)
+    assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step-00000010.ckpt"]
 
 
 @pytest.mark.slow

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import lightning.pytorch as pl
 import torch
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
 
 from lit_cpt.blends import Blend
@@ -27,6 +31,21 @@ from lit_cpt.schedules import Cosine
 
 GIVEN = json.loads(Path(sys.argv[1]).read_text())
 LENGTH, GLOBAL, STEPS = 8, 4, 10
+
+
+class SlowDisk(FileSystemWriter):
+    """Writes late enough for training to have gone on."""
+
+    def write_data(self, plan: Any, planner: Any) -> Any:
+        time.sleep(GIVEN["disk_seconds"])
+        return super().write_data(plan, planner)
+
+
+class Strategy(ShardedStrategy):
+    """With a slow disk, if asked for."""
+
+    def storage_writer(self, folder: Path) -> Any:
+        return SlowDisk(folder) if GIVEN.get("disk_seconds") else super().storage_writer(folder)
 
 
 class Diary(pl.Callback):
@@ -44,6 +63,8 @@ class Diary(pl.Callback):
         self.norms.append(float(module.gradient_norm))
         if trainer.global_step == GIVEN.get("stop"):
             trainer.should_stop = True
+        if trainer.global_step == GIVEN.get("kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -62,10 +83,10 @@ def main() -> None:
                            micro_batch=GIVEN.get("micro_batch", 1), validation_blocks=0)
     module, diary = ContinuedPretraining(recipe, **GIVEN["model"]), Diary()
     ranks = int(os.environ.get("WORLD_SIZE", 1))
-    trainer = pl.Trainer(accelerator="cpu", devices=ranks, strategy=ShardedStrategy(**GIVEN.get("strategy", {})),
+    trainer = pl.Trainer(accelerator="cpu", devices=ranks, strategy=Strategy(**GIVEN.get("strategy", {})),
                          default_root_dir=str(run), max_epochs=1, logger=False, enable_progress_bar=False,
                          enable_model_summary=False, use_distributed_sampler=False,
-                         callbacks=[diary, RunCheckpointCallback()])
+                         callbacks=[diary, RunCheckpointCallback(**GIVEN.get("checkpoints", {}))])
     trainer.fit(module, datamodule=data, ckpt_path=GIVEN.get("resume"))
     run.mkdir(parents=True, exist_ok=True)
     if trainer.is_global_zero:
