@@ -89,9 +89,9 @@ def main() -> None:
     given = parser(__doc__).parse_args()
     layers, rounds = (4, 2) if given.quick else (12, 5)
     with tempfile.TemporaryDirectory() as folder:
-        ran = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__,
-                              folder, str(layers), str(rounds)], capture_output=True, text=True, check=False,
-                             env={**os.environ, "OMP_NUM_THREADS": "1"})
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        ran = subprocess.run([*launcher, __file__, folder, str(layers), str(rounds)], capture_output=True, text=True,
+                             check=False, env={**os.environ, "OMP_NUM_THREADS": "1"})
         if ran.returncode:
             raise SystemExit(ran.stderr[-4000:])
         size, found, firsts = json.loads((Path(folder) / "found.json").read_text())
