@@ -27,6 +27,8 @@ COMMANDS = {
     "eval-data": ("`eval-data fetch|check`: the benchmarks' data, also for machines without a network",
                   "lit_cpt.eval_data_command:eval_data_command"),
     "export": ("the model of a checkpoint as a Hugging Face folder", "lit_cpt.commands:export_command"),
+    "checkpoint": ("`checkpoint inspect|consolidate`: what checkpoints hold; one file of what several ranks wrote",
+                   "lit_cpt.checkpoint_command:checkpoint_command"),
     "report": ("one page for one run or several", "lit_cpt.commands:report_command"),
 }
 USAGE = """usage: lit-cpt COMMAND [OPTIONS]
