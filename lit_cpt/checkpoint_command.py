@@ -67,11 +67,15 @@ def named_by(path: Path) -> list[Path]:
 
 def render_holdings(found: list[Holdings]) -> str:
     """A line for each checkpoint."""
-    rows = [[one.path, "?" if one.step is None else f"{one.step:,}",
-             "?" if one.tokens_seen is None else format_count(one.tokens_seen), one.model or "?",
-             "?" if one.parameters is None else f"{one.parameters:,}", f"{one.bytes / 2**20:,.1f} MiB",
-             "yes" if one.optimizer else "no", f"{one.ranks} rank{'s' * (one.ranks > 1)}" if one.ranks else "one process",
-             f"DAMAGED: {one.damage}" if one.damage else "whole"] for one in found]
     heads = ["checkpoint", "step", "tokens", "model", "parameters", "size", "optimizer", "written by", "state"]
-    return tabulate(rows, heads, disable_numparse=True, colalign=("left", *["right"] * 2, "left", *["right"] * 2,
-                                                                  *["left"] * 3))
+    return tabulate([row_of(one) for one in found], heads, disable_numparse=True,
+                    colalign=("left", "right", "right", "left", "right", "right", "left", "left", "left"))
+
+
+def row_of(one: Holdings) -> list[str]:
+    """What a checkpoint holds, as text."""
+    ranks = f"{one.ranks} rank{'s' * (one.ranks > 1)}" if one.ranks else "one process"
+    return [one.path, "?" if one.step is None else f"{one.step:,}",
+            "?" if one.tokens_seen is None else format_count(one.tokens_seen), one.model or "?",
+            "?" if one.parameters is None else f"{one.parameters:,}", f"{one.bytes / 2**20:,.1f} MiB",
+            "yes" if one.optimizer else "no", ranks, f"DAMAGED: {one.damage}" if one.damage else "whole"]
