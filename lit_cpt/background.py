@@ -54,20 +54,27 @@ class BackgroundWriter:
             path: The folder that will be there once it is whole.
 
         Raises:
-            OSError: Rank 0 could not make a folder.
+            OSError: Rank 0 could not make a folder; raised on every rank.
         """
         aside = path.with_name(WRITING.format(path.name))
         frozen = io.BytesIO()
+        problem: list[OSError | None] = [None]
         if self.first:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
             torch.save(rest, frozen)  # now: it holds objects that training goes on changing
-        dist.barrier(self.group)
+            try:
+                shutil.rmtree(aside, ignore_errors=True)
+                aside.mkdir(parents=True)
+            except OSError as error:
+                problem = [error]
+        dist.broadcast_object_list(problem, src=0, group=self.group)
+        if problem[0] is not None:
+            raise problem[0]
         self.path, self.failure, self.queued = path, None, []
         self.ended.clear()
         writing = dcp.async_save(state, storage_writer=self.open_writer(aside), process_group=self.group,
                                  async_stager=self.stager)
-        writing.add_done_callback(lambda done: self.end(done, frozen, aside, path))  # type: ignore[union-attr]
+        assert isinstance(writing, Future)  # the copying is over
+        writing.add_done_callback(lambda done: self.end(done, frozen, aside, path))
 
     @property
     def first(self) -> bool:
@@ -104,7 +111,9 @@ class BackgroundWriter:
             if self.queued is not None:
                 self.queued.append(action)
                 return
-        action()
+            failed = self.path is not None and self.failure is not None
+        if not failed:
+            action()
 
     def wait(self) -> tuple[Path | None, BaseException | None]:
         """Wait for what is being written: which it was (None if nothing), and why it failed (None if it did not)."""

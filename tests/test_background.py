@@ -90,6 +90,18 @@ def test_what_is_to_follow_waits_until_the_checkpoint_is_whole(tmp_path, disk):
 
 
 @pytest.mark.usefixtures("alone")
+def test_a_folder_that_cannot_be_made_is_told_at_once_and_the_next_checkpoint_is_written(tmp_path, disk):
+    disk.gate.set()
+    writer = BackgroundWriter(disk)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file/.one.ckpt.writing"):
+        writer.start({"weight": torch.ones(10)}, {}, tmp_path / "file" / "one.ckpt")
+    assert writer.wait() == (None, None)
+    writer.start({"weight": torch.ones(1000)}, {}, tmp_path / "two.ckpt")
+    assert writer.wait() == (tmp_path / "two.ckpt", None)
+
+
+@pytest.mark.usefixtures("alone")
 def test_a_full_disk_leaves_what_was_there_and_nothing_follows(tmp_path, disk, monkeypatch):
     monkeypatch.setattr(disk, "failing", True)
     writer, seen = BackgroundWriter(disk), []
@@ -97,6 +109,8 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_follows(tmp_path, disk, m
     writer.start({"weight": torch.ones(10)}, {}, tmp_path / "one.ckpt")
     writer.later(lambda: seen.append("deleted"))
     disk.gate.set()
+    assert writer.ended.wait(60)
+    writer.later(lambda: seen.append("deleted late"))
     path, failure = writer.wait()
     assert path == tmp_path / "one.ckpt"
     assert disk_error(failure).errno == 28
