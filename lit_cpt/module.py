@@ -166,6 +166,8 @@ class ContinuedPretraining(pl.LightningModule):
             assert self.model is not None
             optimizer = self.optimizers(use_pl_optimizer=False)
             load_moments(self.model, optimizer, read_moments(self.optimizer_state, self.model))  # type: ignore[arg-type]
+            if self.trainer.is_global_zero:
+                log.info("AdamW begins with the moments of %s", self.optimizer_state)
 
     def on_train_start(self) -> None:
         """Record where training begins or goes on."""

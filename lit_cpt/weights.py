@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,12 +12,11 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lit_cpt.publishing import WRITING, publish_folder
-
-log = logging.getLogger(__name__)
 
 Moments = dict[str, dict[str, torch.Tensor]]
 PREFIX = "model."  # the attribute under which the LightningModule holds the HF model
@@ -182,17 +180,24 @@ def read_moments(path: str | Path, model: nn.Module) -> Moments:
 def read_distributed_moments(path: str | Path, model: nn.Module) -> Moments:
     """AdamW's state from a folder that several ranks wrote; each rank reads what it holds of a sharded ``model``.
 
+    The folder is a checkpoint of ours, or what ``torch.distributed.checkpoint.save`` made of ``{"optimizer":
+    get_optimizer_state_dict(...)}``, by any name or none.
+
     Raises:
         ValueError: It holds no AdamW state, or that of another model.
     """
-    there = FileSystemReader(path).read_metadata().state_dict_metadata
-    keys = {match[2]: match[1] for key in there
-            if (match := re.fullmatch(rf"(optimizer_0\.state\.(?:{re.escape(PREFIX)})?(.+))\.exp_avg", key))}
+    parameters = trained_parameters(model)
+    keys, shapes = {}, {}
+    for key, item in FileSystemReader(path).read_metadata().state_dict_metadata.items():
+        match = re.fullmatch(r"((?:\w+\.)?state\.(.+))\.exp_avg", key)  # of Lightning, or of torch alone
+        if match and isinstance(item, TensorStorageMetadata):
+            name = match[2] if match[2] in parameters else match[2].removeprefix(PREFIX)
+            keys[name], shapes[name] = match[1], item.size
     if not keys:
         raise ValueError(f"optimizer_state={str(path)!r} holds no AdamW state (exp_avg, exp_avg_sq).")
-    check_shapes(model, {name: there[f"{key}.exp_avg"].size for name, key in keys.items()})  # type: ignore[union-attr]
+    check_shapes(model, shapes)
     moments = {name: {"exp_avg": torch.empty_like(parameter.detach()), "exp_avg_sq": torch.empty_like(
-        parameter.detach()), "step": torch.zeros(())} for name, parameter in trained_parameters(model).items()}
+        parameter.detach()), "step": torch.zeros(())} for name, parameter in parameters.items()}
     dcp.load({f"{keys[name]}.{what}": value for name, one in moments.items() for what, value in one.items()},
              checkpoint_id=str(path))  # into these tensors
     return moments
@@ -230,7 +235,6 @@ def load_moments(model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mo
         moment = {key: placed_like(parameter, old[key]) for key in ("exp_avg", "exp_avg_sq")}
         step = torch.tensor(float(old["step"]), device=parameter.device if parameter.is_cuda else "cpu")
         optimizer.state[parameter] = {"step": step, **moment}
-    log.info("optimizer state loaded: %d parameters, step %d", len(moments), int(float(step)))
 
 
 def placed_like(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 from conftest import VOCABULARY, make_trainer
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 
 from lit_cpt.weights import (
@@ -249,6 +251,18 @@ def test_moments_are_read_by_name_from_a_checkpoint_of_ours(trained, tmp_path):
     for name, parameter in holder.model.named_parameters():
         assert torch.equal(moments[name]["exp_avg"], optimizer.state[parameter]["exp_avg"])
         assert float(moments[name]["step"]) == 3
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("name", ["optim", "optimizer_0", None])
+def test_moments_are_read_from_a_folder_that_torch_alone_wrote(trained, tmp_path, name):
+    model, optimizer = trained
+    state = get_optimizer_state_dict(model, optimizer)
+    dcp.save({"model": model.state_dict(), name: state} if name else state, checkpoint_id=tmp_path)
+    moments = read_moments(tmp_path, model)
+    for name, parameter in model.named_parameters():
+        for key in ("exp_avg", "exp_avg_sq", "step"):
+            assert torch.equal(moments[name][key], optimizer.state[parameter][key])
 
 
 def test_an_optimizer_state_that_is_not_there_is_refused_by_its_path(trained, tmp_path):
