@@ -13,6 +13,8 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lit_cpt.routing import Routing, is_routed
+
 log = logging.getLogger(__name__)
 
 SMALL = 64 * 2**20  # bytes of fp32 logits that may be there at once: below it, chunks cost time and save nothing
@@ -82,15 +84,23 @@ class NextTokenLoss:
         z_loss: See `linear_cross_entropy`.
         eos: The token that ends a document: then no token attends to an earlier document, and positions count from
             each document's beginning. None lets attention cross documents, as in the paper.
+        router_loss: Weight of the load-balancing loss of a mixture of experts (`routing.balance_loss`), while it
+            trains; 0 only watches the routers.
 
     Raises:
-        ValueError: At the first call: the model cannot keep documents apart.
+        ValueError: ``router_loss`` for a model without routers; at the first call, documents that the model cannot
+            keep apart.
     """
 
-    def __init__(self, model: nn.Module, z_loss: float = 0.0, eos: int | None = None) -> None:
+    def __init__(self, model: nn.Module, z_loss: float = 0.0, eos: int | None = None,
+                 router_loss: float = 0.0) -> None:
+        if router_loss and not is_routed(model):
+            raise ValueError(f"router_loss={router_loss}, but {type(model).__name__} is no mixture of experts: leave "
+                             "it out.")
         self.model, self.z_loss, self.plain = model, z_loss, None if can_split(model) else False
         self.eos, self.apart = eos, eos is None
-        self.split: Callable[..., torch.Tensor] = types.MethodType(split_loss, model)
+        self.routing = Routing(model, router_loss) if is_routed(model) else None
+        self.split: Callable[..., Any] = types.MethodType(split_loss, model)
         if isinstance(model, FSDPModule):
             setattr(model, METHOD, self.split)
             register_fsdp_forward_method(model, METHOD)  # gathers weights as forward does
@@ -101,12 +111,16 @@ class NextTokenLoss:
         tokens, targets = blocks[:, :-1], blocks[:, 1:].flatten()
         self.check_apart(tokens)
         vocabulary = getattr(getattr(self.model, "config", None), "vocab_size", 0)
+        routed = self.routing is not None and torch.is_grad_enabled()
+        inputs = {**self.inputs(tokens), **({"output_router_logits": True} if routed else {})}
         if 4 * targets.numel() * vocabulary > SMALL and self.head_is_plain(tokens):
-            return self.split(self.inputs(tokens), targets, self.z_loss)
-        logits = self.model(**self.inputs(tokens)).logits.flatten(0, 1)
-        if self.z_loss:
-            return token_losses(logits, targets, self.z_loss).mean()
-        return F.cross_entropy(logits.float(), targets)
+            loss, routers = self.split(inputs, targets, self.z_loss)
+        else:
+            found = self.model(**inputs)
+            logits, routers = found.logits.flatten(0, 1), getattr(found, "router_logits", None)
+            loss = token_losses(logits, targets, self.z_loss).mean() if self.z_loss else (
+                F.cross_entropy(logits.float(), targets))
+        return loss + self.routing.loss(routers) if routed and self.routing and routers else loss
 
     def inputs(self, tokens: torch.Tensor) -> dict[str, Any]:
         """What the model's forward gets; with a cache, transformers would drop the mask that positions imply."""
@@ -195,8 +209,11 @@ def document_positions(tokens: torch.Tensor, eos: int) -> torch.Tensor:
     return places - places.where(begins, 0).cummax(1).values
 
 
-def split_loss(model: Any, inputs: dict[str, Any], targets: torch.Tensor, z_loss: float) -> torch.Tensor:
-    """The loss through decoder and `linear_cross_entropy`; a function of the model, so that FSDP2 can wrap it."""
-    hidden = model.get_decoder()(**inputs).last_hidden_state.flatten(0, 1)
-    head = model.get_output_embeddings()
-    return linear_cross_entropy(hidden, head.weight, targets, head.bias, z_loss)
+def split_loss(model: Any, inputs: dict[str, Any], targets: torch.Tensor, z_loss: float) -> tuple[torch.Tensor, Any]:
+    """The loss through decoder and `linear_cross_entropy`, and the routers' logits where they were asked for.
+
+    A function of the model, so that FSDP2 can wrap it.
+    """
+    found, head = model.get_decoder()(**inputs), model.get_output_embeddings()
+    loss = linear_cross_entropy(found.last_hidden_state.flatten(0, 1), head.weight, targets, head.bias, z_loss)
+    return loss, getattr(found, "router_logits", None)

@@ -67,17 +67,19 @@ class ContinuedPretraining(pl.LightningModule):
             paper's runs have none.
         mask_documents: Whether tokens attend to their own document only, positions counting from its beginning. Off
             as in the paper's runs.
+        router_loss: Weight of the loss that evens out the load of a mixture of experts (`routing.balance_loss`).
     """
 
     def __init__(self, recipe: Recipe, pretrained: str | None = None,
                  architecture: str | dict[str, Any] | None = None, optimizer_state: str | None = None,
-                 z_loss: float = 0.0, mask_documents: bool = False) -> None:
+                 z_loss: float = 0.0, mask_documents: bool = False, router_loss: float = 0.0) -> None:
         super().__init__()
         if (pretrained is None) == (architecture is None):
             raise ValueError(f"model.pretrained={pretrained!r} and model.architecture={architecture!r}: give exactly "
                              "one, a model to continue or a config to initialise at random.")
         self.recipe, self.pretrained, self.architecture = recipe, pretrained, architecture
         self.optimizer_state, self.z_loss, self.mask_documents = optimizer_state, z_loss, mask_documents
+        self.router_loss = router_loss
         self.loss_of: NextTokenLoss | None = None
         self.model: nn.Module | None = None
         self.validation_losses: dict[str, MeanMetric] = {}
@@ -117,7 +119,8 @@ class ContinuedPretraining(pl.LightningModule):
         """Mean next-token cross-entropy (nats) over every position of ``blocks``, shape (B, T + 1)."""
         assert self.model is not None
         if self.loss_of is None or self.loss_of.model is not self.model:
-            self.loss_of = NextTokenLoss(self.model, self.z_loss, self.eos if self.mask_documents else None)
+            self.loss_of = NextTokenLoss(self.model, self.z_loss, self.eos if self.mask_documents else None,
+                                         self.router_loss)
         return self.loss_of(blocks)
 
     @property
@@ -218,8 +221,10 @@ class ContinuedPretraining(pl.LightningModule):
         if trainer.global_step % trainer.log_every_n_steps:
             return
         loss = trainer.strategy.reduce(self.summed_loss / self.summed_steps, reduce_op="mean")  # over the ranks
+        routing = self.loss_of.routing if self.loss_of is not None else None
         self.publish({"train/loss": loss, "train/gradient_norm": self.gradient_norm,
-                      "train/eta": trainer.optimizers[0].param_groups[0]["lr"], "train/tokens_seen": self.tokens_seen})
+                      "train/eta": trainer.optimizers[0].param_groups[0]["lr"], "train/tokens_seen": self.tokens_seen,
+                      **(routing.take(trainer.strategy) if routing is not None else {})})
         self.summed_loss, self.summed_steps = 0.0, 0
 
     def publish(self, metrics: dict[str, Any]) -> None:
@@ -290,7 +295,8 @@ class ContinuedPretraining(pl.LightningModule):
         if self.identity is None:
             trainer: Any = self.trainer
             self.identity = {**identity_of(self.recipe, trainer.datamodule),
-                             "model.z_loss": self.z_loss, "model.mask_documents": self.mask_documents}
+                             "model.z_loss": self.z_loss, "model.mask_documents": self.mask_documents,
+                             "model.router_loss": self.router_loss}
         return self.identity
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ FLOORS = [
     "publishing",
     "units schedules blends events manifest documents intervals shelf sandbox",
     "recipe shards remote occasions evaluations",
-    "plan orders identity store score_changes background",
+    "plan orders identity store score_changes background routing",
     "stream prepare parallel losses weights report checkpoints counters",
     "microworld harness consolidation",
     "data module ablation",

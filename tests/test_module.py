@@ -280,6 +280,7 @@ def test_documents_cannot_be_kept_apart_without_knowing_what_ends_them(tiny):
 
 @pytest.mark.parametrize(("change", "says"), [
     ({"z_loss": 1e-4}, r"model\.z_loss: 0\.0 -> 0\.0001"),
+    ({"router_loss": 0.1}, r"model\.router_loss: 0\.0 -> 0\.1"),
     ({"mask_documents": True}, r"model\.mask_documents: False -> True"),
 ])
 def test_a_resume_with_another_loss_is_refused(logged, sources, tiny, tmp_path, change, says):
