@@ -162,7 +162,7 @@ class ContinuedPretraining(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Say what is trained; warm the optimizer up from `optimizer_state` (a resumed run brings its own)."""
-        kind = type(self.model).__name__
+        kind = type(self.model).__name__.removeprefix("FSDP")  # which fully_shard puts before it
         log.info("%s with %s parameters", kind, f"{sum(parameter.numel() for parameter in self.parameters()):,}")
         self.show(self.published)  # what callbacks read goes on where the checkpoint was made
         if self.optimizer_state is not None and not self.trainer.ckpt_path:

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 QUIET = (".*args parameter is intended to run from within Python.*", ".*does not have many workers.*", ".*LeafSpec.*",
          ".*treespec.*", ".*Checkpoint directory .* exists.*", ".*srun.*",
-         ".*`IterableDataset` has `__len__` defined.*")
+         ".*`IterableDataset` has `__len__` defined.*", ".*sync_dist=True.*")  # what is logged is reduced already
 
 
 class RunFolderCallback(SaveConfigCallback):
@@ -130,6 +130,8 @@ class TrainingCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuse what would be lost or confusing; print the plan."""
+        if not self.trainer.is_global_zero:  # one rank tells what all of them do
+            logging.getLogger("lit_cpt").setLevel(logging.WARNING)
         checkpoint = self.resolve_checkpoint()
         self.datamodule.batch.accumulation(self.trainer.world_size)
         check_model(self.model)
