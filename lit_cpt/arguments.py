@@ -7,6 +7,7 @@ import difflib
 import importlib
 import inspect
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -15,6 +16,25 @@ from jsonargparse import ArgumentError, ArgumentParser
 def command_parser(command: str, description: str) -> ArgumentParser:
     """A parser that raises its errors instead of ending the process."""
     return ArgumentParser(prog=f"lit-cpt {command}", description=description.strip(), exit_on_error=False)
+
+
+def divided(arguments: list[str], usages: Mapping[str, str]) -> tuple[str, list[str]]:
+    """What a command of several deeds is to do (empty where only its help is asked for), and the words behind it.
+
+    Args:
+        arguments: Beginning with the command's name.
+        usages: Each deed and how it is used, such as ``{"check": "--data DIR"}``.
+
+    Raises:
+        ValueError: No such deed.
+    """
+    command, *words = arguments
+    if words and words[0] in usages:
+        return words[0], words[1:]
+    if {"--help", "-h"}.isdisjoint(words):
+        told = " and ".join(f"`lit-cpt {command} {deed} {usage}`" for deed, usage in usages.items())
+        raise ValueError(f"{' '.join([command, *words[:1]])}: there {'are' if len(usages) > 1 else 'is only'} {told}.")
+    return "", words
 
 
 def parse(parser: ArgumentParser, arguments: list[str], build: bool = False) -> dict[str, Any]:

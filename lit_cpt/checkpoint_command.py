@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from lit_cpt.arguments import command_parser, parse
+from lit_cpt.arguments import command_parser, divided, parse
 from lit_cpt.checkpoints import checkpoints_in
 from lit_cpt.cli import print_json
 from lit_cpt.consolidation import Holdings, consolidate, holdings
@@ -26,18 +26,13 @@ def checkpoint_command(arguments: list[str]) -> None:
         FileNotFoundError: There is no such checkpoint, or the run has none.
         ValueError: No such subcommand, or no file to write is named.
     """
-    asks_help = not {"--help", "-h"}.isdisjoint(arguments[1:])
-    deed = arguments[1] if len(arguments) > 1 else ""
-    known = deed in ("inspect", "consolidate")
-    if not known and not asks_help:
-        raise ValueError(f"checkpoint {deed}: there are `lit-cpt checkpoint inspect PATH` and `lit-cpt checkpoint "
-                         "consolidate PATH --output FILE`.")
+    deed, words = divided(arguments, {"inspect": "PATH", "consolidate": "PATH --output FILE"})
     parser = command_parser("checkpoint inspect|consolidate", DESCRIPTION)
     parser.add_argument("path", type=str, metavar="PATH", help="A checkpoint, or a folder of a run: all of its "
                         "checkpoints to inspect, the newest whole one to consolidate.")
     parser.add_argument("--output", type=str, metavar="FILE", help="consolidate: the file to write.")
     parser.add_argument("--json", action="store_true", help="inspect: print JSON.")
-    given = parse(parser, arguments[2:] if known else arguments[1:])
+    given = parse(parser, words)
     path = Path(given["path"])
     if deed == "inspect":
         found = [holdings(one) for one in named_by(path)]
@@ -46,7 +41,6 @@ def checkpoint_command(arguments: list[str]) -> None:
     if not given["output"]:
         raise ValueError("consolidate: --output is missing; name the file to write.")
     chosen = newest_of(path) if path.is_dir() and not is_distributed(path) else path
-    holdings(chosen)  # refuses what is not there
     consolidate(chosen, Path(given["output"]))
     print(render_holdings([holdings(Path(given["output"]))]))
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_cpt.arguments import command_parser, parse
+from lit_cpt.arguments import command_parser, divided, parse
 from lit_cpt.cli import print_json
 from lit_cpt.recipe import Batch, Recipe
 from lit_cpt.remote import is_remote
@@ -111,14 +111,13 @@ def data_command(arguments: list[str]) -> None:
     Raises:
         ValueError: No such subcommand, or what was read is not what was foretold.
     """
-    if arguments[1:2] != ["check"] and "--help" not in arguments[1:] and "-h" not in arguments[1:]:
-        raise ValueError(f"data {' '.join(arguments[1:2])}: there is only `lit-cpt data check CONFIG [CONFIG ...]`.")
+    _, words = divided(arguments, {"check": "CONFIG [CONFIG ...]"})
     parser = command_parser("data check", "Reads a run's stream, without a model, and shows that its guarantees hold: "
                             "realised shares, epochs, the switch, a resume, and how fast it is.")
     parser.add_argument("configs", nargs="+", type=str, metavar="CONFIG", help="The run's configs, as for fit.")
     parser.add_argument("--steps", type=int, default=100, help="Optimizer steps to read.")
     parser.add_argument("--json", action="store_true", help="Print the check as JSON.")
-    given = parse(parser, [word for word in arguments[1:] if word != "check"])
+    given = parse(parser, words)
     from lit_cpt.data_check import check_data, render_check
 
     data = data_module(given["configs"])

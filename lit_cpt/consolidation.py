@@ -57,8 +57,7 @@ def holdings(path: Path) -> Holdings:
     Raises:
         FileNotFoundError: There is none.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: there is no such checkpoint. Give one (*.ckpt), or a run's folder.")
+    check_there(path)
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     size, wrong = sum(file.stat().st_size for file in files), damage(path)
     if wrong is not None:
@@ -72,6 +71,16 @@ def holdings(path: Path) -> Holdings:
         sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("state_dict.")),
         any(name.endswith(".exp_avg") for name in shapes),
         len({file.name.split("_")[2] for file in files if file.suffix == ".distcp"}))
+
+
+def check_there(path: Path) -> None:
+    """Refuse a checkpoint that is not there.
+
+    Raises:
+        FileNotFoundError: It is not.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such checkpoint. Give one (*.ckpt), or a run's folder.")
 
 
 def rest_of(path: Path) -> dict[str, Any]:
@@ -107,9 +116,11 @@ def consolidate(folder: Path, output: Path) -> None:
 
     Raises:
         FileExistsError: ``output`` is there.
+        FileNotFoundError: ``folder`` is not.
         OSError: It could not be written.
         ValueError: ``folder`` is none that several ranks wrote, or is damaged.
     """
+    check_there(folder)
     if not is_distributed(folder):
         raise ValueError(f"{folder} was not written by several ranks: there is nothing to consolidate.")
     if (wrong := damage(folder)) is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from lit_cpt.arguments import command_parser, parse
+from lit_cpt.arguments import command_parser, divided, parse
 from lit_cpt.harness.checking import check
 from lit_cpt.harness.families import FAMILIES, LANGUAGES, PAPER_LANGUAGES
 from lit_cpt.harness.fetching import fetch
@@ -23,19 +23,14 @@ def eval_data_command(arguments: list[str]) -> None:
     Raises:
         ValueError: No such subcommand, family or language, or a mirror that is not whole.
     """
-    asks_help = not {"--help", "-h"}.isdisjoint(arguments[1:])
-    deed = arguments[1] if len(arguments) > 1 else ""
-    known = deed in ("fetch", "check")
-    if not known and not asks_help:
-        raise ValueError(f"eval-data {deed}: there are `lit-cpt eval-data fetch --data DIR` and `lit-cpt eval-data "
-                         "check --data DIR`.")
+    deed, words = divided(arguments, {"fetch": "--data DIR", "check": "--data DIR"})
     parser = command_parser("eval-data fetch|check", DESCRIPTION)
     parser.add_argument("--data", type=str, required=True, metavar="DIR", help="Root of the mirror.")
     parser.add_argument("--families", type=str, default=",".join(FAMILIES), help="Which, separated by commas.")
     parser.add_argument("--languages", type=str, default=",".join(PAPER_LANGUAGES), help="Of MGSM, separated by "
                         f"commas, or all: {', '.join(LANGUAGES)}.")
     parser.add_argument("--from", type=str, metavar="FOLDER", help="fetch: copy from this mirror instead of the hub.")
-    given = parse(parser, arguments[2:] if known else arguments[1:])
+    given = parse(parser, words)
     families = named(given["families"], tuple(FAMILIES), "family")
     languages = LANGUAGES if given["languages"] == "all" else named(given["languages"], LANGUAGES, "language")
     if deed == "check" and given["from"] is not None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lit_cpt.arguments import advised, command_parser, known_keys, parse, spelled_out
+from lit_cpt.arguments import advised, command_parser, divided, known_keys, parse, spelled_out
 from lit_cpt.recipe import Batch
 
 
@@ -95,3 +95,18 @@ def test_advice_names_the_nearest_key_once_and_nothing_where_none_is_near():
 
 def test_a_key_that_is_right_is_not_advised():
     assert "Did you mean" not in advised("data.seed: expected int", ["data.seed", "data.seeds"], "x")
+
+
+def test_a_command_of_several_deeds_is_divided_into_deed_and_words():
+    usages = {"fetch": "--data DIR", "check": "--data DIR"}
+    assert divided(["eval-data", "check", "--data", "x"], usages) == ("check", ["--data", "x"])
+    assert divided(["eval-data", "--help"], usages) == ("", ["--help"])
+    assert divided(["eval-data", "fetch", "-h"], usages) == ("fetch", ["-h"])
+
+
+@pytest.mark.parametrize(("words", "usages", "said"), [
+    (["burn", "x"], {"a": "X", "b": "Y"}, "^data burn: there are `lit-cpt data a X` and `lit-cpt data b Y`.$"),
+    ([], {"a": "X"}, "^data: there is only `lit-cpt data a X`.$")])
+def test_another_deed_is_refused_with_those_there_are(words, usages, said):
+    with pytest.raises(ValueError, match=said):
+        divided(["data", *words], usages)

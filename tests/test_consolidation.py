@@ -102,5 +102,7 @@ def test_what_cannot_be_consolidated_is_refused(folder, tmp_path):
         consolidate(folder, tmp_path / "there")
     with pytest.raises(ValueError, match=r"there was not written by several ranks"):
         consolidate(tmp_path / "there", tmp_path / "other")
-    with pytest.raises(FileNotFoundError, match=r"nothing.ckpt: there is no such checkpoint"):
-        holdings(tmp_path / "nothing.ckpt")
+    nothing = tmp_path / "nothing.ckpt"
+    for ask in (lambda: holdings(nothing), lambda: consolidate(nothing, tmp_path / "other")):
+        with pytest.raises(FileNotFoundError, match=r"nothing.ckpt: there is no such checkpoint"):
+            ask()

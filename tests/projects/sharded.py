@@ -97,4 +97,4 @@ def main() -> None:
 if __name__ == "__main__":
     main()
     leave()
-    os._exit(0)  # all is written, and no thread of gloo can abort a process that does not end its interpreter
+    os._exit(0)  # all is written; an interpreter that ends under gloo's threads may abort (see `leave`)
