@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import IO, Any, Literal
 
 Format = Literal["jsonl", "parquet", "txt"]
+BOM = b"\xef\xbb\xbf"  # the mark that some programs write before UTF-8
 BLOCK_BYTES = 1 << 18
 LARGEST_DOCUMENT = 1 << 25  # 32 MiB; a tokenizer needs some 30 bytes of memory per byte of one document
 SHOWN_KEYS = 12
@@ -209,7 +210,7 @@ class DocumentReader:
                 if first:
                     first, self._first_offset = False, offset
                     if offset == 0:
-                        line = line.removeprefix(b"\xef\xbb\xbf")
+                        line = line.removeprefix(BOM)
                 yield line
 
     def line_documents(self) -> Iterator[str | Fault]:
@@ -264,7 +265,7 @@ class DocumentReader:
                         f"one document of more than {LARGEST_DOCUMENT:,} bytes; split the file, or read each "
                         "line as a document (--txt_document line)"
                     )
-        data = b"".join(pieces).removeprefix(b"\xef\xbb\xbf")
+        data = b"".join(pieces).removeprefix(BOM)
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -339,7 +340,8 @@ def split_lines(blocks: Iterable[bytes], offset: int = 0) -> Iterator[tuple[int,
             yield offset, line
             offset += len(line) + 1
             begun, size = [following], len(following)
-    if line := b"".join(begun):
+    line = b"".join(begun)
+    if line and (offset or line != BOM):  # a file of nothing but the mark has no line
         yield offset, line
 
 

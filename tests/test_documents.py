@@ -5,7 +5,7 @@ import json
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lit_cpt import documents
@@ -189,6 +189,8 @@ def test_what_is_not_parquet_or_holds_no_row_is_a_fault(tmp_path):
     assert ":1: the file is empty" in fault_of(read(empty, "parquet"))
 
 
+@example(lines=[b"\xef\xbb\xbf"], last_newline=False, cuts=[], block=1)
+@example(lines=[b"\xef\xbb\xbf"], last_newline=True, cuts=[], block=1)
 @settings(deadline=None, max_examples=150)
 @given(
     lines=st.lists(st.binary(max_size=12).map(lambda line: line.replace(b"\n", b"")), max_size=30),
