@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from lit_cpt.checkpoints import save_now
+from lit_cpt.checkpoints import finish_saving, save_now
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ class GracefulStopCallback(Checkpoint):
             asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
         if asked:
             path = save_now(trainer, "signal")
+            finish_saving(trainer)  # a launcher may end all ranks as soon as one of them has left
             if (record := getattr(pl_module, "record", None)) is not None:
                 record("stop", reason="signal", checkpoint=str(path))
             raise Stopped(f"stopped at step {trainer.global_step}; saved {path}")
@@ -62,6 +63,7 @@ class GracefulStopCallback(Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end."""
         save_now(trainer, "end")
+        finish_saving(trainer)
         self.give_back()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -158,7 +158,8 @@ def found_checkpoint(run: Path, asked: str | None, skipped: Callable[[Path, str,
 
     Args:
         run: The run's folder.
-        asked: ``last`` for the newest whole one, ``best`` for that of the monitored metric, a path, or None.
+        asked: ``last`` for the newest whole one, ``auto`` for that or, where the run has none, a new start, ``best``
+            for that of the monitored metric, a path, or None.
         skipped: Told of each newer one that is damaged: which, what is wrong, and what is taken instead.
 
     Raises:
@@ -169,12 +170,12 @@ def found_checkpoint(run: Path, asked: str | None, skipped: Callable[[Path, str,
     folder = run / "checkpoints"
     if run.exists() and not run.is_dir():
         raise FileExistsError(f"--run {run} is a file; name a folder, such as --run runs/{run.stem}.")
-    if asked is None:
-        if any(folder.glob("*.ckpt")):
-            raise FileExistsError(f"{run} holds a run already. Resume it with --ckpt_path last, or start another with "
-                                  "--run DIR.")
+    if asked in (None, "auto") and not any(folder.glob("*.ckpt")):
         return None
-    if asked == "last":
+    if asked is None:
+        raise FileExistsError(f"{run} holds a run already. Resume it with --ckpt_path last, or start another with "
+                              "--run DIR.")
+    if asked in ("last", "auto"):
         return str(last_checkpoint(folder, skipped or warn_of_skipped))
     path = (folder / "best.ckpt").resolve() if asked == "best" else Path(asked)
     if asked == "best" and not path.exists():

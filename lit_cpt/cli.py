@@ -103,7 +103,7 @@ def explain(error: BaseException, command: str) -> int:
         print(f"lit-cpt {command}: the disk is full ({error}). Free some space and {again}", file=sys.stderr)
         say_how_to_resume(error)
         return 1
-    if type(error).__name__ == "Unreachable":  # remote.Unreachable, out of this process or of a loader's worker
+    if type(error).__name__ in ("Unreachable", "RankLost"):  # of remote, perhaps out of a loader's worker; of restarts
         print(f"lit-cpt {command}: {str(error).rsplit('Unreachable: ', 1)[-1].strip()}", file=sys.stderr)
         say_how_to_resume(error)
         return 1

@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tabulate import tabulate
+from torch.distributed.elastic.multiprocessing.errors import record
 from transformers.utils.logging import disable_progress_bar
 
 from lit_cpt.arguments import advised, known_keys
@@ -27,11 +28,13 @@ from lit_cpt.module import ContinuedPretraining
 from lit_cpt.parallel import leave
 from lit_cpt.plan import Plan, plan, render, source_blocks
 from lit_cpt.recipe import Recipe
+from lit_cpt.restarts import asked_for, check_agreement, lost_rank
 from lit_cpt.settings import expand_configs
 from lit_cpt.weights import moments_file
 
 log = logging.getLogger(__name__)
 
+LAUNCHER = "lightning.fabric.strategies.launchers.subprocess_script"
 QUIET = (".*args parameter is intended to run from within Python.*", ".*does not have many workers.*", ".*LeafSpec.*",
          ".*treespec.*", ".*Checkpoint directory .* exists.*", ".*srun.*",
          ".*`IterableDataset` has `__len__` defined.*", ".*sync_dist=True.*")  # what is logged is reduced already
@@ -44,7 +47,8 @@ class RunFolderCallback(SaveConfigCallback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet."""
+        """Write nothing yet; see that all ranks go on from the same checkpoint."""
+        check_agreement(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything has been accepted: write."""
@@ -115,7 +119,7 @@ class TrainingCLI(LightningCLI):
                 settings["default_root_dir"], name="", version="", default_hp_metric=False)
         try:
             return super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, TypeError, ValueError) as error:
+        except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"trainer: {' '.join(str(error).split())} Change the --trainer options or --config "
                              "hardware/....") from error
 
@@ -143,7 +147,8 @@ class TrainingCLI(LightningCLI):
     def resolve_checkpoint(self) -> str | None:
         """The file that ``--ckpt_path`` means, also for the Trainer: it knows no ``last`` of ours."""
         asked = self.config_init[self.subcommand]
-        asked["ckpt_path"] = found_checkpoint(Path(self.trainer.default_root_dir), asked["ckpt_path"], self.skipped)
+        asked["ckpt_path"] = found_checkpoint(Path(self.trainer.default_root_dir), asked_for(asked["ckpt_path"]),
+                                              self.skipped)
         return asked["ckpt_path"]
 
     def skipped(self, broken: Path, what: str, instead: Path) -> None:
@@ -215,17 +220,25 @@ def resume_command(arguments: list[str]) -> str:
     return f"lit-cpt {shlex.join(again)} --ckpt_path last"
 
 
+@record  # under torchrun: it tells which rank failed first, and why
+def train(arguments: list[str]) -> None:
+    """Do what the command line asks."""
+    TrainingCLI(expand_configs(gathered(arguments)))
+
+
 def training_command(arguments: list[str]) -> None:
     """`lit-cpt fit` and `lit-cpt validate`; the first argument is the command."""
     for pattern in QUIET:
         warnings.filterwarnings("ignore", pattern)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger(LAUNCHER).setLevel(logging.INFO)  # it tells that a rank died, before it kills the others
     atexit.register(leave)  # also where the strategy is none of ours
     disable_progress_bar()  # of transformers: a bar for each weights file, between our own lines
     try:
-        TrainingCLI(expand_configs(gathered(arguments)))
+        train(arguments)
     except BaseException as error:
+        told = lost_rank(error) or error
         if getattr(error, "resumable", False):
-            error.resume_with = resume_command(arguments)  # type: ignore[attr-defined]
-        raise
+            told.resume_with = resume_command(arguments)  # type: ignore[attr-defined]
+        raise told  # noqa: B904  # from the error, which stays its context

@@ -19,7 +19,7 @@ FLOORS = [
     "microworld harness consolidation",
     "data module ablation",
     "callbacks",
-    "arguments cli commands quickstart settings training data_check standalone "
+    "arguments cli commands quickstart settings training data_check standalone restarts "
     "eval_command eval_data_command checkpoint_command __main__ __init__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}

@@ -153,6 +153,7 @@ def test_without_links_nothing_is_lost_but_the_name(run, monkeypatch, caplog):
     point(run / "checkpoints", "last", run / "checkpoints" / "step-00000300.ckpt")
     assert "last.ckpt is left out: this filesystem has no links (Operation not permitted)" in caplog.text
     assert found_checkpoint(run, "last") == str(run / "checkpoints" / "step-00000300.ckpt")
+    assert found_checkpoint(run, "auto") == found_checkpoint(run, "last")
 
 
 # Wholeness -----------------------------------------------------------------------------------------------------
@@ -283,7 +284,7 @@ def test_a_new_run_neither_mixes_with_another_nor_goes_into_a_file(run, tmp_path
     with pytest.raises(FileExistsError, match=f"{run} holds a run already. Resume it with --ckpt_path last"):
         found_checkpoint(run, None)
     empty = tmp_path_factory.mktemp("empty")
-    assert found_checkpoint(empty, None) is None
+    assert found_checkpoint(empty, None) is found_checkpoint(empty, "auto") is None
     (empty / "run.yaml").touch()
     with pytest.raises(FileExistsError, match="--run .*run.yaml is a file; name a folder, such as --run runs/run"):
         found_checkpoint(empty / "run.yaml", None)
