@@ -15,10 +15,12 @@ from lit_cpt.settings import expand_configs, find_config, read_config
 
 if TYPE_CHECKING:
     from lit_cpt.data import BlendDataModule
+    from lit_cpt.outlook import Outlook
 
 # What `plan` reads of a run's `data`: the data module's own defaults hold for the rest.
 PLANNED_DATA = {"sources": dict[str, str], "sequence_length": int, "global_batch": int, "seed": int,
                 "remote": dict[str, Any]}
+PLAN_ONLY = {"--json": False, "--plot": True, "--gpu": True, "--mfu": True, "--price": True}  # True: with a value
 DTYPES = ("float32", "bfloat16", "float16")
 FIT_ONLY = ("model", "trainer", "run", "ckpt_path", "seed_everything", "weights_only", "verbose")
 
@@ -43,6 +45,10 @@ def plan_command(arguments: list[str]) -> None:
                         "repeat it for each.")
     parser.add_argument("--json", action="store_true", help="Print the plan as JSON.")
     parser.add_argument("--plot", type=str, metavar="FILE.png", help="Draw learning rate and blend against tokens.")
+    parser.add_argument("--gpu", type=str, metavar="NAME|GB,TFLOPS", help="Also tell memory and hours on as many of "
+                        "these as --trainer.devices and --trainer.num_nodes name, such as H100.")
+    parser.add_argument("--mfu", type=float, default=0.4, help="Share of the GPU's peak that training reaches.")
+    parser.add_argument("--price", type=float, help="Of one GPU for an hour.")
     parser.add_class_arguments(Recipe, "recipe")
     for name, kind in PLANNED_DATA.items():
         parser.add_argument(f"--data.{name}", type=kind, help=f"As for fit: {name.replace('_', ' ')}.")
@@ -51,14 +57,39 @@ def plan_command(arguments: list[str]) -> None:
     batch = Batch(data.get("sequence_length", 2048), data.get("global_batch", 64))
     blocks = source_blocks(staged(data), batch.sequence_length)
     result = plan(given["recipe"], batch, blocks, data.get("seed", 42))
+    scale = scale_of(arguments[1:], given, batch) if given["gpu"] else None
     if given["plot"]:
         from lit_cpt.report import plot_plan
 
         plot_plan(result.describe(), given["plot"])
     if given["json"]:
-        print_json(result.describe())
+        print_json({**result.describe(), **({"scale": scale[0].describe()} if scale else {})})
     else:
-        print(render(result))
+        print(render(result) + (f"\n\n{scale[1]}" if scale else ""))
+
+
+def scale_of(arguments: list[str], given: dict[str, Any], batch: Batch) -> tuple[Outlook, str]:
+    """What the run asks of its GPUs, and in words; this reads the config as fit does, with torch and Lightning."""
+    from lit_cpt.outlook import Budget, outlook, render_outlook
+    from lit_cpt.training import ReadingCLI
+
+    budget = Budget(given["gpu"], given["mfu"], given["price"])
+    found = outlook(ReadingCLI(["fit", *fit_arguments(arguments)]).settings, batch, given["recipe"].horizon, budget)
+    return found, render_outlook(found, budget)
+
+
+def fit_arguments(arguments: list[str]) -> list[str]:
+    """``arguments`` without those that only a plan has."""
+    kept: list[str] = []
+    words = iter(expand_configs(arguments))
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if name in PLAN_ONLY:
+            if PLAN_ONLY[name] and not equals:
+                next(words, None)
+        else:
+            kept.append(word)
+    return kept
 
 
 def staged(data: dict[str, Any]) -> dict[str, str]:

@@ -177,6 +177,22 @@ class TrainingCLI(LightningCLI):
             print(tabulate(losses.items(), ["source", "validation loss"], floatfmt=".4f"), flush=True)
 
 
+class ReadingCLI(TrainingCLI):
+    """Reads a run's config as fit does, and does nothing with it."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run nothing."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The config, as plain values."""
+        found: dict[str, Any] = self.config["fit"].as_dict()
+        return found
+
+
 def plan_of(recipe: Recipe, data: BlendDataModule) -> Plan:
     """What training by ``recipe`` on ``data`` will do."""
     return plan(recipe, data.batch, source_blocks(data.used, data.batch.sequence_length), data.seed)
