@@ -71,8 +71,9 @@ def plan_command(arguments: list[str]) -> None:
 def scale_of(arguments: list[str], given: dict[str, Any], batch: Batch) -> tuple[Outlook, str]:
     """What the run asks of its GPUs, and in words; this reads the config as fit does, with torch and Lightning."""
     from lit_cpt.outlook import Budget, outlook, render_outlook
-    from lit_cpt.training import ReadingCLI
+    from lit_cpt.training import ReadingCLI, quieten
 
+    quieten()
     budget = Budget(given["gpu"], given["mfu"], given["price"])
     found = outlook(ReadingCLI(["fit", *fit_arguments(arguments)]).settings, batch, given["recipe"].horizon, budget)
     return found, render_outlook(found, budget)

@@ -236,6 +236,12 @@ def resume_command(arguments: list[str]) -> str:
     return f"lit-cpt {shlex.join(again)} --ckpt_path last"
 
 
+def quieten() -> None:
+    """Pass over what libraries warn of in every run."""
+    for pattern in QUIET:
+        warnings.filterwarnings("ignore", pattern)
+
+
 @record  # under torchrun: it tells which rank failed first, and why
 def train(arguments: list[str]) -> None:
     """Do what the command line asks."""
@@ -244,8 +250,7 @@ def train(arguments: list[str]) -> None:
 
 def training_command(arguments: list[str]) -> None:
     """`lit-cpt fit` and `lit-cpt validate`; the first argument is the command."""
-    for pattern in QUIET:
-        warnings.filterwarnings("ignore", pattern)
+    quieten()
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger(LAUNCHER).setLevel(logging.INFO)  # it tells that a rank died, before it kills the others

@@ -30,7 +30,8 @@ def printed(capsys, *arguments):
 
 
 def test_the_papers_run_is_told_with_memory_hours_and_cost(capsys):
-    told = printed(capsys, *PAPER, "--gpu", "H100", "--price", "2.5", "--trainer.devices", "8", "--trainer.num_nodes", "8")
+    told = printed(capsys, *PAPER, "--gpu", "H100", "--price", "2.5", "--trainer.devices", "8",
+                   "--trainer.num_nodes", "8")
     assert "15.63B parameters on 64 x H100: 1 x 4,096 tokens at once, 18 times a step, bfloat16, blocks recomp" in told
     assert "fits: " in told
     assert "8.92e+10 FLOPs a token; at 40% of the peak (--mfu, assumed) 284k tokens/s: 293.5 hours (12.2 days)" in told
@@ -57,8 +58,8 @@ def test_without_a_gpu_the_plan_is_as_it_was(capsys):
 def test_configs_are_read_as_fit_reads_them(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "more.yaml").write_text(yaml.safe_dump({"trainer": {"strategy": {"init_args": {"replicas": 4}}}}))
-    scale = json.loads(printed(capsys, *PAPER, "--config", "more.yaml", "--gpu", "H100", "--trainer.devices", "8", "--json",
-                               "--trainer.strategy.activation_checkpointing", "false"))["scale"]
+    scale = json.loads(printed(capsys, *PAPER, "--config", "more.yaml", "--gpu", "H100", "--trainer.devices", "8",
+                               "--json", "--trainer.strategy.activation_checkpointing", "false"))["scale"]
     assert scale["layout"] == {"ranks": 8, "replicas": 4, "compute_bytes": 2, "recompute": False, "micro_batch": 1,
                                "sequence_length": 4096, "accumulation": 144, "reduce_at_once": True}
 
@@ -88,7 +89,7 @@ def test_float32_has_memory_and_no_hours():
 
 
 @pytest.mark.parametrize(("changes", "message"), [
-    ({"strategy": "ddp"}, "plans memory for lit_cpt.parallel.ShardedStrategy, and trainer.strategy is 'ddp': add --config"),
+    ({"strategy": "ddp"}, "plans memory for lit_cpt.parallel.ShardedStrategy, and trainer.strategy is 'ddp': add"),
     ({"devices": 3}, "global_batch=64 is no multiple of micro_batch=2 times 6 ranks"),
 ])
 def test_what_cannot_be_planned_is_refused(changes, message):
