@@ -8,6 +8,8 @@ from typing import Any
 SPARE = 0.08  # of a GPU's memory for its context, communication buffers and fragmentation: a rule of thumb
 FP32 = 4  # bytes: master weights, gradients and each of AdamW's two moments
 GIB = 2**30
+SMALL = 64 * 2**20  # bytes of fp32 logits that may be there at once: below it, chunks cost time and save nothing
+LEAST_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -172,11 +174,10 @@ def moments(size: ModelSize, layout: Layout) -> list[Memory]:
     block, root, embedding = number * size.block, number * size.root, number * size.embedding
     boundaries = layout.tokens * number * size.width * size.count
     kept = boundaries if layout.recompute else layout.tokens * size.saved
-    head, chunk = number * size.width * size.vocabulary, logits_chunk(size, layout)
     working = block + (number + FP32) * size.block  # gathered; its gradient, and the copy of it that is reduced
     one = layout.tokens * size.saved_block
     return [
-        Memory("loss", **held, gradients=earlier, activations=kept, logits=2 * head + chunk, transients=root),
+        Memory("loss", **held, gradients=earlier, activations=kept, logits=loss_memory(size, layout), transients=root),
         Memory("first block's backward", **held, gradients=earlier, activations=kept + one * layout.recompute,
                logits=0.0, transients=2 * root + working),
         Memory("last block's backward", **held, gradients=gradients, activations=one, logits=0.0,
@@ -202,7 +203,18 @@ def mends(size: ModelSize, layout: Layout, capacity: float) -> dict[str, Memory]
     return {}
 
 
-def logits_chunk(size: ModelSize, layout: Layout) -> float:
-    """Bytes of the logits that are there at once (`lit_cpt.losses`)."""
-    rows = min(layout.tokens, max(64, size.width // 4))
-    return rows * size.vocabulary * (2 * FP32 + layout.compute_bytes)
+def loss_memory(size: ModelSize, layout: Layout) -> float:
+    """Bytes that the loss needs (`lit_cpt.losses`): logits, in fp32 too, their gradient, and in chunks the head's."""
+    each = size.vocabulary * (2 * FP32 + layout.compute_bytes)
+    if layout.tokens * size.vocabulary * FP32 <= SMALL:
+        return layout.tokens * each
+    head = layout.compute_bytes * size.width * size.vocabulary
+    return min(layout.tokens, chunk_rows(size.width)) * each + 2 * head  # a chunk's, and the sum of those before
+
+
+def chunk_rows(width: int) -> int:
+    """Positions in a chunk of logits: they take a quarter of the head's gradient, which every chunk adds to.
+
+    Fewer would save little more, and by arithmetic the adding would take a GPU longer than the products.
+    """
+    return max(LEAST_ROWS, width // 4)

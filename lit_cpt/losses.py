@@ -13,12 +13,11 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lit_cpt.footprint import SMALL, chunk_rows
 from lit_cpt.routing import Routing, is_routed
 
 log = logging.getLogger(__name__)
 
-SMALL = 64 * 2**20  # bytes of fp32 logits that may be there at once: below it, chunks cost time and save nothing
-LEAST_ROWS = 64
 PROBE = 8  # tokens by which a model is asked whether its head is plain
 METHOD = "loss_of_blocks"  # the attribute of a sharded model that computes the loss
 
@@ -51,14 +50,6 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
     for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
         total = total + checkpoint(summed, part, weight, wanted, bias, z_loss, use_reentrant=False)
     return total / len(targets)
-
-
-def chunk_rows(width: int) -> int:
-    """Positions in a chunk: its logits take a quarter of the head's gradient, which every chunk adds to.
-
-    Fewer would save little more, and by arithmetic the adding would take a GPU longer than the products.
-    """
-    return max(LEAST_ROWS, width // 4)
 
 
 def summed(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None,

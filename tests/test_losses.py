@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from lit_cpt import losses
+from lit_cpt.footprint import LEAST_ROWS
 from lit_cpt.losses import NextTokenLoss, chunk_rows, document_positions, linear_cross_entropy, token_losses
 from lit_cpt.weights import build_model
 
@@ -104,7 +105,7 @@ def test_under_autocast_the_head_computes_in_its_dtype():
 
 @given(st.integers(1, 20_000))
 def test_a_chunks_logits_are_a_quarter_of_the_heads_gradient(width):
-    assert chunk_rows(width) == max(losses.LEAST_ROWS, width // 4)
+    assert chunk_rows(width) == max(LEAST_ROWS, width // 4)
 
 
 @pytest.mark.parametrize("way", ["as it comes", "chunks"])
