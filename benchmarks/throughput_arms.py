@@ -166,6 +166,9 @@ def huggingface(job: Job) -> Found:
     model = read_model(job)
     model.config.use_cache = False
     trainer = Fed(model, settings)
+    if job.ranks > 1 and not trainer.accelerator.is_fsdp2:
+        raise RuntimeError(f"on {job.device} accelerate does not shard: it replicates the model "
+                           f"({trainer.accelerator.distributed_type}); it shards on GPUs")
     trainer.train()
 
     def save(_: str) -> None:
