@@ -8,6 +8,8 @@ FSDP2 only: then lit_cpt and plain PyTorch are. A validation of 8 batches is giv
 
     python benchmarks/throughput.py [--quick] [--json FILE] [--model tiny|1b|8b] [--ranks N] [--device cpu|cuda]
                                     [--sharded] [--compile] [--recompute] [--arms NAME ...]
+
+litgpt is none of our dependencies: `pip install --no-deps litgpt`. What cannot run is told below the table.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 BATCHES = {"tiny": (4, 128), "1b": (2, 4096), "8b": (1, 4096)}  # sequences in a rank's batch, tokens in a sequence
 PLAIN, OURS, ARMS = "plain", "ours", ("plain", "ours", "huggingface", "litgpt")
-NAMES = {"plain": "plain PyTorch + FSDP2", "ours": "lit_cpt fit", "huggingface": "HF Trainer", "litgpt": "litgpt"}
+NAMES = {"plain": "plain PyTorch", "ours": "lit_cpt fit", "huggingface": "HF Trainer", "litgpt": "litgpt"}
 PEAKS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12,
          "B200": 2250e12}  # dense bf16 FLOP/s, by the makers' data sheets; the first that the device's name holds
 LARGEST_STEP = 8  # a token is at most this far from the one before it: something that a model can learn
@@ -195,7 +197,8 @@ def main() -> None:
         (Path(folder) / "job.json").write_text(json.dumps(asdict(job)))
         found: Any = alternate({arm: lambda a=arm: run(a, job, failed) for arm in (PLAIN, *given.arms)}, rounds)
     peak = peak_flops(given.peak_tflops)
-    print(f"\n{given.model}, {job.ranks} x {job.sequences} x {length} tokens a step, {rounds} rounds of {steps} steps; "
+    print(f"\n{given.model}, {job.ranks} x {job.sequences} x {length} tokens a step, {rounds} rounds of {steps} steps, "
+          f"{'FSDP2' if job.sharded else 'not sharded'}; "
           f"{device()}; {flops_per_token(job.config, length):.3g} FLOPs per token\n")
     print(table(found, failed, job, peak))
     figures = {}
