@@ -37,7 +37,9 @@ from tabulate import tabulate
 from throughput_meter import Job
 from transformers.utils.logging import disable_progress_bar
 
+from lit_cpt.footprint import GPUS
 from lit_cpt.manifest import Manifest, Split, TokenizerFacts
+from lit_cpt.model_size import model_size
 from lit_cpt.weights import build_model
 
 LLAMA = {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
@@ -52,24 +54,24 @@ MODELS: dict[str, dict[str, Any]] = {
 BATCHES = {"tiny": (4, 128), "1b": (2, 4096), "8b": (1, 4096)}  # sequences in a rank's batch, tokens in a sequence
 PLAIN, OURS, ARMS = "plain", "ours", ("plain", "ours", "huggingface", "litgpt")
 NAMES = {"plain": "plain PyTorch", "ours": "lit_cpt fit", "huggingface": "HF Trainer", "litgpt": "litgpt"}
-PEAKS = {"H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "A100": 312e12,
-         "B200": 2250e12}  # dense bf16 FLOP/s, by the makers' data sheets; the first that the device's name holds
 LARGEST_STEP = 8  # a token is at most this far from the one before it: something that a model can learn
-
-
-def flops_per_token(config: dict[str, Any], length: int) -> float:
-    """Model FLOPs of training on a token: 6 for each weight of a matrix product, and causal attention."""
-    width, layers, wide = config["hidden_size"], config["num_hidden_layers"], config["intermediate_size"]
-    shared = config["num_key_value_heads"] / config["num_attention_heads"]
-    block = width * (2 * width + 2 * width * shared + 3 * wide)
-    return 6 * (layers * block + width * config["vocab_size"]) + 6 * layers * length * width
 
 
 def peak_flops(given: float | None) -> float | None:
     """FLOP/s of one rank's device, if known; a CPU's are not."""
     if given is not None or not torch.cuda.is_available():
         return given and given * 1e12
-    return next((peak for name, peak in PEAKS.items() if name in torch.cuda.get_device_name()), None)
+    return next((gpu.flops for name, gpu in GPUS.items() if name in torch.cuda.get_device_name()), None)
+
+
+def flops_per_token(job: Job) -> float:
+    """Model FLOPs of training on a token."""
+    return model_size(job.config, job.length, job.compute_dtype).flops
+
+
+def utilised(rounds: Sequence[dict[str, float]], job: Job, peak: float) -> list[float]:
+    """MFU of each round: model FLOPs a second over the devices' peak."""
+    return [one["rate"] * flops_per_token(job) / job.ranks / peak for one in rounds]
 
 
 def write_split(folder: Path, blocks: int, length: int, vocabulary: int) -> Split:
@@ -137,12 +139,10 @@ def columns(job: Job, peak: float | None) -> dict[str, Callable[[list[Any], list
     def over(name: str) -> Callable[[list[Any], list[Any]], str]:
         return lambda mine, plain: cell(ratios(mine, plain, name), "{:.3f}")
 
-    flops = flops_per_token(job.config, job.length)
     return {"tokens/s": of("rate", "{:,.0f}"), "over plain": over("rate"),
             **({"tokens per CPU second": of("cpu_rate", "{:,.0f}"), "over plain ": over("cpu_rate")}
                if job.device == "cpu" else {}),
-            **({"MFU, %": lambda mine, _: cell([100 * one["rate"] * flops / job.ranks / peak for one in mine])}
-               if peak else {}),
+            **({"MFU": lambda mine, _: cell(utilised(mine, job, peak), "{:.1%}")} if peak else {}),
             "peak memory, MiB": of("memory", "{:,.0f}"), "data wait, %": of("wait", "{:.2f}"),
             "checkpoint stall, s": of("stall", "{:.2f}"), "validation, %": of("share", "{:.1f}"),
             "validation loss": of("loss", "{:.5f}")}
@@ -199,9 +199,10 @@ def main() -> None:
     peak = peak_flops(given.peak_tflops)
     print(f"\n{given.model}, {job.ranks} x {job.sequences} x {length} tokens a step, {rounds} rounds of {steps} steps, "
           f"{'FSDP2' if job.sharded else 'not sharded'}; "
-          f"{device()}; {flops_per_token(job.config, length):.3g} FLOPs per token\n")
+          f"{device()}; {flops_per_token(job):.3g} FLOPs per token\n")
     print(table(found, failed, job, peak))
-    figures = {}
+    figures = {"throughput.mfu": statistics.median(utilised(found[OURS], job, peak))
+               } if peak and OURS in given.arms and OURS not in failed else {}
     for arm in given.arms:
         if arm not in failed:
             figures[f"throughput.{arm}_ratio"] = statistics.median(ratios(found[arm], found[PLAIN], "rate"))

@@ -30,9 +30,9 @@ class Gpu:
         return self.memory * (1 - SPARE)
 
 
-GPUS = {"A100": Gpu(80e9, 312e12), "A100-40GB": Gpu(40e9, 312e12), "H100": Gpu(80e9, 989e12),
-        "H200": Gpu(141e9, 989e12), "B200": Gpu(180e9, 2250e12), "L40S": Gpu(48e9, 362e12),
-        "RTX4090": Gpu(24e9, 165e12), "MI300X": Gpu(192e9, 1307e12)}
+GPUS = {  # what stands in a device's name; the longer names first, as they hold the shorter
+    "A100": Gpu(80e9, 312e12), "H100 NVL": Gpu(94e9, 835e12), "H100 PCIe": Gpu(80e9, 756e12), "H100": Gpu(80e9, 989e12),
+    "H200": Gpu(141e9, 989e12), "B200": Gpu(180e9, 2250e12), "L40S": Gpu(48e9, 362e12), "MI300X": Gpu(192e9, 1307e12)}
 
 
 @dataclass(frozen=True)
