@@ -284,9 +284,10 @@ class ContinuedPretraining(pl.LightningModule):
     @property
     def origin(self) -> dict[str, Any]:
         """What tells how to build the model anew, and whose tokenizer it has."""
-        config = getattr(self.model, "config", None)
+        config, generation = (getattr(self.model, name, None) for name in ("config", "generation_config"))
         place = self.pretrained or self.architecture
         return {"architecture": config.to_dict() if config is not None else None,
+                "generation": generation.to_dict() if generation is not None else None,
                 "tokenizer": place if isinstance(place, str) else None}
 
     @property

@@ -25,7 +25,7 @@ from lit_cpt.harness.record import evaluation_of
 from lit_cpt.harness.subject import read_tokenizer
 from lit_cpt.harness.suite import Effort, Suite
 from lit_cpt.sandbox import Sandbox
-from lit_cpt.weights import build_model, is_distributed, load_weights
+from lit_cpt.weights import build_model, give_generation_config, is_distributed, load_weights
 
 log = logging.getLogger(__name__)
 
@@ -150,6 +150,7 @@ def from_checkpoint(path: Path, tokenizer: str | None, dtype: torch.dtype) -> Su
         raise ValueError(f"--checkpoint {path} does not tell its model's architecture, and there is no config.yaml of "
                          f"its run beside it ({path.parent.parent}). Export it where the run was made.")
     model = build_model(None, architecture or pretrained, dtype)
+    give_generation_config(model, ours.get("generation"))
     load_weights(model, path)
     named = [tokenizer, ours.get("tokenizer"), pretrained, settings.get("architecture")]
     place = next((one for one in named if isinstance(one, str)), None)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lit_cpt.publishing import WRITING, publish_folder
+
+log = logging.getLogger(__name__)
 
 Moments = dict[str, dict[str, torch.Tensor]]
 PREFIX = "model."  # the attribute under which the LightningModule holds the HF model
@@ -78,7 +82,7 @@ def build_sharded(strategy: Any, pretrained: str | None, architecture: str | dic
     from transformers import AutoModelForCausalLM
 
     whole: dict[str, Any] = {}
-    config, problem = None, None
+    config, generation, problem = None, None, None
     if strategy.is_global_zero:
         try:
             if fill:  # in the file's own precision, so that what it maps into memory is not copied
@@ -87,14 +91,16 @@ def build_sharded(strategy: Any, pretrained: str | None, architecture: str | dic
             else:
                 with torch.device("meta"):
                     source = build_model(None, pretrained or architecture)
-            config = source.config
+                give_generation_config(source, pretrained)
+            config, generation = source.config, source.generation_config
         except ValueError as error:
             problem = str(error)
-    config, problem = strategy.broadcast((config, problem))
+    config, generation, problem = strategy.broadcast((config, generation, problem))
     if problem is not None:
         raise ValueError(problem)
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.generation_config = generation
     strategy.shard(model)
     model.to_empty(device=strategy.root_device)
     model.tie_weights()
@@ -104,6 +110,17 @@ def build_sharded(strategy: Any, pretrained: str | None, architecture: str | dic
         value._is_hf_initialized = True
     model.initialize_weights()  # only what no file holds, such as rotary frequencies
     return model
+
+
+def give_generation_config(model: Any, source: str | dict[str, Any] | None) -> None:
+    """Let ``model`` generate by default as ``source`` says: saved values, or a folder or hub name that has a file."""
+    from transformers import GenerationConfig
+
+    if isinstance(source, dict):
+        model.generation_config = GenerationConfig.from_dict(source)
+    elif source is not None:
+        with suppress(OSError):  # a model need not have one
+            model.generation_config = GenerationConfig.from_pretrained(source)
 
 
 def is_distributed(path: str | Path) -> bool:
@@ -281,8 +298,13 @@ def export_huggingface(model: Any, folder: str | Path, tokenizer: Any = None) ->
     Raises:
         OSError: It could not be written; what was there is as it was.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, GenerationConfig
 
+    try:
+        model.generation_config.validate(strict=True)
+    except ValueError as error:  # which transformers would refuse to write; some models on the hub have such
+        log.warning("the generation config is left out, transformers finds it wrong: %s", str(error).splitlines()[0])
+        model.generation_config = GenerationConfig.from_model_config(model.config)
     folder = Path(folder)
     aside = folder.with_name(WRITING.format(folder.name))
     shutil.rmtree(aside, ignore_errors=True)

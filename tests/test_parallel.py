@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import VOCABULARY
 from harness_world import build_tokenizer
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from lit_cpt.cli import main
 from lit_cpt.parallel import ShardedStrategy, blocks_of, mesh_of, shard
@@ -198,11 +198,14 @@ def test_a_run_starts_with_weights_and_moments_of_another_whatever_the_ranks(cut
     main(["export", "--checkpoint", newest(folder / "whole"), "--output", pretrained, "--tokenizer", tokenizer])
     for file in Path(pretrained).glob("tokenizer*"):
         file.unlink()  # the sources of these tests know no tokenizer
+    GenerationConfig(do_sample=True, temperature=0.7).save_pretrained(pretrained)
     warm = {"pretrained": pretrained, "optimizer_state": newest(folder / "whole")}
     again = {"activation_checkpointing": True}  # which must leave the names by which moments are found
     two, one, cold = (train(tmp_path / name, ranks, sources, model, stop=2, strategy=again) for name, ranks, model in (
         ("two", 2, warm), ("one", 1, warm), ("cold", 2, {"pretrained": pretrained})))
     assert_equal(two, one, within=1e-6)
+    saved = torch.load(Path(newest(tmp_path / "two")) / "meta.pt", weights_only=True)["lit_cpt"]
+    assert saved["generation"]["temperature"] == 0.7
     assert max(float((two["weights"][name] - value).abs().max()) for name, value in cold["weights"].items()) > 1e-3
 
 

@@ -25,13 +25,16 @@ from lit_cpt.standalone import evaluate_saved, from_checkpoint, newest_of, open_
 
 EFFORT = Effort(token_budget=512)
 STEPS = 4
+GENERATION = {"do_sample": True, "temperature": 0.7, "top_k": 7}  # as a model on the hub may ask for
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A mirror, and the Hugging Face folder of a tiny model."""
     folder = tmp_path_factory.mktemp("world")
-    build_model().save_pretrained(folder / "model")
+    model = build_model()
+    model.generation_config.update(**GENERATION)
+    model.save_pretrained(folder / "model")
     build_tokenizer(folder / "model")
     return build_mirror(folder / "mirror", documents=4), folder / "model"
 
@@ -173,6 +176,7 @@ def test_an_exported_run_is_loaded_by_transformers_with_the_same_weights(run, tm
     subject = open_subject(str(run), None, getattr(torch, dtype))
     tokens = torch.arange(3, 40)[None]
     assert torch.equal(read.eval()(tokens).logits, subject.model.eval()(tokens).logits)
+    assert {name: getattr(read.generation_config, name) for name in GENERATION} == GENERATION
     text = "red sun over river"
     assert AutoTokenizer.from_pretrained(tmp_path / "out").encode(text) == subject.tokenizer.encode(text)
 

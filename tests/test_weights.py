@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArgu
 from lit_cpt.weights import (
     build_model,
     export_huggingface,
+    give_generation_config,
     huggingface_order,
     load_moments,
     parameter_groups,
@@ -110,6 +111,20 @@ def test_a_model_goes_to_hugging_face_and_comes_back_with_equal_logits(trained, 
     tokens = blocks(1)[0]
     assert torch.equal(read(tokens).logits, model(tokens).logits)
     assert AutoConfig.from_pretrained(tmp_path / "out").model_type == "llama"
+
+
+def test_a_model_keeps_how_it_generates_and_one_that_transformers_finds_wrong_is_left_out(tiny, tmp_path, caplog):
+    given, other = build(tiny), build(tiny)
+    given.generation_config.update(do_sample=True, temperature=0.7)
+    export_huggingface(given, tmp_path / "out")
+    give_generation_config(other, str(tmp_path / "out"))
+    assert other.generation_config.temperature == 0.7
+    give_generation_config(other, {"temperature": 0.3})  # without do_sample: transformers would not write it
+    give_generation_config(other, str(tmp_path))  # there is none: it stays as it is
+    assert other.generation_config.temperature == 0.3
+    export_huggingface(other, tmp_path / "other")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "other").generation_config.temperature != 0.3
+    assert "the generation config is left out, transformers finds it wrong" in caplog.text
 
 
 def test_the_tokenizer_goes_with_the_model(tiny, tmp_path):
