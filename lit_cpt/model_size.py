@@ -40,20 +40,20 @@ class Count:
 
     def __init__(self, model: Any) -> None:
         self.model, self.flops = model, 0.0
-        self.kept: dict[int, torch.UntypedStorage] = {}
-        self.weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        self.kept: dict[int, torch.UntypedStorage] = {}  # by identity: a storage that is held stays one object
+        self.weights = {id(storage): storage for storage in (one.untyped_storage() for one in model.parameters())}
         self.by_block: list[int] = []
 
     @property
     def bytes(self) -> int:
-        """Kept so far; held in ``kept``, so that no storage's identity comes up twice."""
+        """Kept so far."""
         return sum(storage.nbytes() for storage in self.kept.values())
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """Note a tensor that autograd saves, unless it is a weight."""
         storage = tensor.untyped_storage()
-        if storage._cdata not in self.weights:
-            self.kept[storage._cdata] = storage
+        if id(storage) not in self.weights:
+            self.kept[id(storage)] = storage
         return tensor
 
     def attend(self, module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: Any,
