@@ -43,7 +43,7 @@ wheel: .venv/ready
 	rm -rf dist build && $(BIN)/python -m build --wheel --outdir dist .
 
 bench: .venv/ready  ## every benchmark in its quick form
-	for name in loader step prepare remote evaluation loss checkpoint throughput; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
+	for name in loader step prepare remote evaluation loss checkpoint load throughput; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
 
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
