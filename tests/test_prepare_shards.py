@@ -75,6 +75,16 @@ def test_shards_may_work_at_the_same_time_and_one_may_be_repeated(world, tmp_pat
     assert content(tmp_path / "out") == content(alone)
 
 
+def test_a_shard_begins_while_another_one_has_been_at_work_for_long(world, tmp_path, monkeypatch):
+    inputs, tokenizer, _ = world
+    monkeypatch.setattr("lit_cpt.prepare.run.LOCK_WAIT_SECONDS", 0.1)
+    prepare_shard(inputs, tokenizer, tmp_path / "out", Shard(0, 3), SETTINGS, workers=1)
+    with locked(tmp_path / "out", shared=True):
+        prepare_shard(inputs, tokenizer, tmp_path / "out", Shard(1, 3), SETTINGS, workers=1)
+    with pytest.raises(ValueError, match=r"parts are missing in .*: run --shard 2/3, then merge"):
+        prepare_source(inputs, tokenizer, tmp_path / "out", SETTINGS, merge=True)
+
+
 def test_merging_too_soon_names_the_shards_that_are_missing(world, tmp_path):
     inputs, tokenizer, _ = world
     for index in (0, 2):

@@ -3,12 +3,14 @@
 from typing import Literal
 
 from lit_cpt.manifest import Manifest
+from lit_cpt.prepare.ray_engine import RayEngine
 from lit_cpt.prepare.run import prepare_shard, prepare_source
 from lit_cpt.prepare.settings import PrepareSettings
 from lit_cpt.prepare.shard import Shard
 from lit_cpt.prepare.tokens import tokenizer_fingerprint
 
-__all__ = ["PrepareSettings", "Shard", "prepare", "prepare_shard", "prepare_source", "tokenizer_fingerprint"]
+__all__ = ["PrepareSettings", "RayEngine", "Shard", "prepare", "prepare_shard", "prepare_source",
+           "tokenizer_fingerprint"]
 
 
 def prepare(
@@ -26,6 +28,9 @@ def prepare(
     overwrite: bool = False,
     shard: str | None = None,
     merge: bool = False,
+    engine: Literal["local", "ray"] = "local",
+    address: str | None = None,
+    shards: int | None = None,
 ) -> Manifest | None:
     r"""Tokenise text into a source that training reads: litdata chunks and a manifest.
 
@@ -44,11 +49,15 @@ def prepare(
         validation: Share of the documents kept for validation, chosen by a hash of their text.
         bos: Begin every document with the tokenizer's BOS token too.
         on_error: fail stops at a record that cannot be read and names its line; skip lists it in the manifest.
-        workers: Processes that tokenise; by default one per core.
+        workers: Processes that tokenise; by default one per core, and with engine ray one per task.
         overwrite: Start anew: remove what an earlier preparation wrote in the output folder.
         shard: i/n, with i from 0 to n - 1: do this share only, beside n - 1 other machines with the same output
             folder. Repeat a share that failed.
         merge: After all shares: the same command with this instead makes them one source, and copies nothing.
+        engine: local is this machine; ray has a Ray cluster do shards as tasks, and merges them. All nodes have to
+            share the inputs, a tokenizer that is a folder, and the output folder.
+        address: Of the Ray cluster, e.g. head:6379; by default auto, the one that this machine belongs to.
+        shards: Tasks for the Ray cluster; by default four for each that can run at a time.
 
     Returns:
         The manifest of the finished source; None of a shard.
@@ -62,6 +71,15 @@ def prepare(
         bos=bos,
         on_error=on_error,
     )
+    if engine == "ray":
+        if shard or merge:
+            raise ValueError(f"{f'shard={shard}' if shard else 'merge'} does not go with engine=ray, which deals the "
+                             "shards and merges them itself; leave it out.")
+        return RayEngine(address or "auto", shards).prepare(input, tokenizer, output, settings, workers, overwrite)
+    for name, value in (("address", address), ("shards", shards)):
+        if value is not None:
+            raise ValueError(f"{name}={value} is for a Ray cluster, and the engine is {engine}; add --engine ray, or "
+                             f"leave --{name} out.")
     if shard is None:
         return prepare_source(input, tokenizer, output, settings, workers, overwrite, merge)
     if merge or overwrite:

@@ -110,11 +110,11 @@ def prepare_shard(
     if finished is not None:
         return
     state = folder / STATE
-    with locked(folder):  # two that begin at once write the same file
-        if not (state / "job.json").is_file():
-            job.save(state)
     mine = shard.of(job.parts)
     with locked(folder, shared=True), locked(shard.place(state)) as lock:
+        with locked(state):  # two that begin at once write the same file
+            if not (state / "job.json").is_file():
+                job.save(state)
         if mine:
             tokenise(job, mine, folder, workers or cores(), lock)
     log.info("shard %s of %s is finished: %d of %d parts. When all are: the same command with --merge instead",
