@@ -62,28 +62,32 @@ def prepare(
     Returns:
         The manifest of the finished source; None of a shard.
     """
-    settings = PrepareSettings(
-        text_key=text_key,
-        text_template=text_template,
-        format=format,
-        txt_document=txt_document,
-        validation=validation,
-        bos=bos,
-        on_error=on_error,
-    )
+    check_together(engine, address, shards, shard, merge, overwrite)
+    settings = PrepareSettings(text_key, text_template, format, txt_document, validation, bos, on_error)
     if engine == "ray":
-        if shard or merge:
-            raise ValueError(f"{f'shard={shard}' if shard else 'merge'} does not go with engine=ray, which deals the "
-                             "shards and merges them itself; leave it out.")
         return RayEngine(address or "auto", shards).prepare(input, tokenizer, output, settings, workers, overwrite)
-    for name, value in (("address", address), ("shards", shards)):
-        if value is not None:
-            raise ValueError(f"{name}={value} is for a Ray cluster, and the engine is {engine}; add --engine ray, or "
-                             f"leave --{name} out.")
     if shard is None:
         return prepare_source(input, tokenizer, output, settings, workers, overwrite, merge)
-    if merge or overwrite:
-        raise ValueError(f"shard={shard} goes with neither merge nor overwrite: shards first, then merge; and to start "
-                         "anew, remove the output folder by hand.")
     prepare_shard(input, tokenizer, output, Shard.parse(shard), settings, workers)
     return None
+
+
+def check_together(engine: str, address: str | None, shards: int | None, shard: str | None, merge: bool,
+                   overwrite: bool) -> None:
+    """Refuse what does not go together.
+
+    Raises:
+        ValueError: An option of one engine with the other, a whole preparation's with a shard, or no such engine.
+    """
+    if engine not in ("local", "ray"):
+        raise ValueError(f"engine={engine!r} is not known; choose local or ray.")
+    if engine == "ray" and (shard or merge):
+        raise ValueError(f"{f'shard={shard}' if shard else 'merge'} does not go with engine=ray, which deals the "
+                         "shards and merges them itself; leave it out.")
+    for name, value in (("address", address), ("shards", shards)):
+        if engine == "local" and value is not None:
+            raise ValueError(f"{name}={value} is for a Ray cluster, and the engine is local; add --engine ray, or "
+                             f"leave --{name} out.")
+    if shard and (merge or overwrite):
+        raise ValueError(f"shard={shard} goes with neither merge nor overwrite: shards first, then merge; and to start "
+                         "anew, remove the output folder by hand.")

@@ -177,7 +177,7 @@ def unfinished(parts: list[Part], state: Path) -> list[Part]:
 
 
 def run_tasks(ray: Any, shards: list[Shard], job: Job, folder: Path, workers: int) -> None:
-    """Have the cluster do ``shards``; the first error is raised here as it would be without Ray, and ends the others."""
+    """Have the cluster do ``shards``; the first error is raised here as without Ray, and ends the others."""
     digest = digest_of(folder / STATE)
     task = ray.remote(num_cpus=workers, max_retries=RETRIES)(do_shard)
     tasks = [task.remote(shard, str(folder), digest, workers) for shard in shards]
@@ -191,8 +191,8 @@ def run_tasks(ray: Any, shards: list[Shard], job: Job, folder: Path, workers: in
         raise error.cause from None
     except ray.exceptions.RayError as error:
         told = " ".join(str(error).split())
-        raise RuntimeError(f"a task was lost, and again in each of {RETRIES} retries ({told}). Finished parts are kept in "
-                           f"{folder}; run the same command again to continue.") from None
+        raise RuntimeError(f"a task was lost, and again in each of {RETRIES} retries ({told}). Finished parts are "
+                           f"kept in {folder}; run the same command again to continue.") from None
     finally:
         for left in tasks:  # none of those that have ended minds
             ray.cancel(left, force=True)
