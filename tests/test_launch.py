@@ -1,4 +1,4 @@
-"""The launch files: several nodes, as far as one machine goes, that are preempted or lose a rank and come back."""
+"""The launch files: SLURM's on two nodes, as far as one machine goes, preempted or short of a rank, and back."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ ARGUMENTS = ["--config", "base", "--config", "run.yaml", "--run", "run"]
 
 
 def start(folder, script, **environment):
-    """Start a launch file, as ``script ARGUMENTS`` in ``folder``."""
+    """Start a launch file in ``folder``."""
     programs = Path(sys.executable).parent
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": "",
                    "PATH": f"{SLURM}:{programs}:{os.environ['PATH']}", **environment}
@@ -152,19 +152,6 @@ def test_a_slurm_job_that_loses_a_rank_ends_soon_says_so_and_comes_back_so_often
     assert "slurm.sh: started again 3 times already; RESTARTS=N allows more." in said
     assert status == 1
     assert (folder / "requeued").read_text() == "requeue 4711\n"
-
-
-@pytest.mark.slow
-def test_torchrun_on_two_nodes_starts_all_ranks_again_when_one_is_killed_and_goes_on_exactly(whole, sources, tmp_path):
-    folder = prepare(tmp_path / "torchrun", sources, 6, "kill")
-    node = {"NODES": "2", "GPUS": "1", "HEAD": "localhost", "PORT": str(free_port()), "RESTARTS": "1"}
-    nodes = [start(folder, "torchrun.sh", **node) for _ in range(2)]
-    said = [ended(process) for process in nodes]
-    assert [status for status, _ in said] == [0, 0], said
-    both = "".join(text for _, text in said)
-    assert "lost the connection to another rank" in both
-    assert "resume with: " in both
-    assert_equal(saved(folder, STEPS), whole)
 
 
 def test_the_slurm_file_tells_how_it_is_to_be_started(tmp_path):
