@@ -119,9 +119,10 @@ def suggest(sources: Mapping[str, SourceFacts], tokens: Sequence[float], rule: R
     if not min(tokens) > 0:
         raise ValueError(f"a phase trains {min(tokens):g} tokens: give a token_horizon such as 300B.")
     check_sources(sources)
-    if rule.qa.qa_share and all(one.kind == "text" for one in sources.values()):
-        raise ValueError(f"no source is of kind qa, but qa_share={rule.qa.qa_share} of the QA blend is for them: mark "
-                         "one with `kind: qa`, or give --qa.qa_share 0 for a second blend of text alone.")
+    answers = max(rule.general.qa_share, rule.qa.qa_share)
+    if answers and all(one.kind == "text" for one in sources.values()):
+        raise ValueError(f"no source is of kind qa, but qa_share={answers} of a blend is for them: mark one with "
+                         "`kind: qa`, or give --qa.qa_share 0 for two blends of text alone.")
     names = sorted(sources)  # sums of floats depend on their order, and no weight shall
     facts = [sources[name] for name in names]
     is_qa = np.array([one.kind == "qa" for one in facts])

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -63,6 +64,12 @@ def test_each_weight_has_its_reason_beside_it(here, capsys):
     assert lines["questions"] == "1 of QA data x 1 (medium); 1.44 epochs here"
 
 
+def test_the_example_in_the_docs_is_what_is_printed(here, capsys):
+    text = (Path(__file__).parent.parent / "docs" / "recipe.md").read_text(encoding="utf-8")
+    (here / "sources.yaml").write_text(re.search(r"```yaml\n(# sources.yaml\n.*?)```", text, re.DOTALL)[1])
+    assert printed(capsys) == re.search(r"\$ cat recipe.yaml\n(.*?)(\$|```)", text, re.DOTALL)[1]
+
+
 def test_a_plan_of_what_is_printed_repeats_no_source_too_often(sources, here, capsys):
     facts = {"a": {"folder": sources["a"], "tier": "low"}, "b": {"folder": sources["b"], "tier": "high"},
              "c": {"folder": sources["c"], "kind": "qa"}}
@@ -84,6 +91,7 @@ def test_options_stand_in_the_file_or_behind_it(here, capsys):
     assert printed(capsys) == behind
     assert "0.25 pretraining mix, 0.65 by quality and weakness (up to x 4), 0.1 question-answer data" in behind
     assert "when: {eta_over_eta_max: 0.5}   # 50.32% of the horizon" in behind
+    assert "before its cap at 2 epochs in all" in behind
 
 
 def test_json_holds_recipe_and_reasons(here, capsys):

@@ -177,9 +177,11 @@ def test_the_order_of_sources_decides_nothing(sources, random):
 # Mistakes -------------------------------------------------------------------------------------------------
 
 
-def test_a_qa_blend_without_question_answer_data_is_refused():
-    with pytest.raises(ValueError, match=r"no source is of kind qa, but qa_share=0.15 .*or give --qa.qa_share 0"):
-        suggest(PLAIN, PHASES, Rule())
+@pytest.mark.parametrize(("rule", "share"), [
+    (Rule(), 0.15), (Rule(general=Emphasis(qa_share=0.02), qa=Emphasis()), 0.02)])
+def test_a_share_for_question_answer_data_that_is_not_there_is_refused(rule, share):
+    with pytest.raises(ValueError, match=f"no source is of kind qa, but qa_share={share} .*or give --qa.qa_share 0"):
+        suggest(PLAIN, PHASES, rule)
 
 
 def test_a_phase_without_tokens_is_refused():
