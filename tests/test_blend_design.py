@@ -117,7 +117,7 @@ def test_a_source_of_unknown_size_is_not_capped():
 @quick
 @given(SOURCES)
 def test_the_cures_named_where_sources_are_too_small_do_cure(sources):
-    sources = {name: replace(one, tokens=max(1, int(one.tokens) // 40)) for name, one in sources.items()}
+    sources = {name: replace(one, tokens=max(1, int(one.tokens) // 100)) for name, one in sources.items()}
     with pytest.raises(ValueError, match="10k tokens are .* more than the sources give in 4 epochs") as refused:
         suggest(sources, PHASES, Rule())
     horizon, epochs = re.search(r"token_horizon to (\S+), raise max_epochs to (\S+),", str(refused.value)).groups()
