@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 RING = 1 << 64
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio: the rotation whose multiples are spread most evenly
+MANY_EPOCHS = 4.0  # repeats beyond four are worth ever less: Muennighoff et al., arXiv 2305.16264
 Integers = NDArray[np.int64]
 
 

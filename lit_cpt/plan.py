@@ -10,13 +10,12 @@ from typing import Any
 
 from tabulate import tabulate
 
-from lit_cpt.blends import BlendHistory
+from lit_cpt.blends import MANY_EPOCHS, BlendHistory
 from lit_cpt.manifest import Manifest
 from lit_cpt.recipe import PAPER_TRIGGERS, Batch, Phase, Recipe, Trigger
 from lit_cpt.units import format_count
 
 CURVE_POINTS = 201
-MANY_EPOCHS = 4.0  # repeats beyond four are worth ever less: Muennighoff et al., arXiv 2305.16264
 
 
 @dataclass(frozen=True)

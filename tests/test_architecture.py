@@ -13,14 +13,14 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     "publishing",
     "units schedules blends events manifest documents intervals shelf sandbox",
-    "recipe shards remote occasions evaluations",
-    "plan orders identity store footprint score_changes background routing",
+    "recipe shards remote occasions evaluations source_facts",
+    "plan blend_design orders identity store footprint score_changes background routing",
     "stream prepare parallel losses weights report checkpoints counters",
     "microworld harness consolidation model_size",
     "data module ablation outlook",
     "callbacks",
     "arguments cli commands quickstart settings training data_check standalone restarts "
-    "eval_command eval_data_command checkpoint_command __main__ __init__",
+    "eval_command eval_data_command checkpoint_command blend_command __main__ __init__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 FORBIDDEN = {"utils", "common", "helpers", "base"}
