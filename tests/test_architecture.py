@@ -11,10 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    "publishing",
+    "publishing json_lines",
     "units schedules blends events manifest documents intervals shelf sandbox",
-    "recipe shards remote occasions evaluations",
-    "plan orders identity store footprint score_changes background routing",
+    "recipe shards remote occasions evaluations ledger",
+    "plan orders identity store phases footprint score_changes background routing",
     "stream prepare parallel losses weights report checkpoints counters",
     "microworld harness consolidation model_size",
     "data module ablation outlook",
