@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from lit_cpt.callbacks.phase_switch import PhaseSwitchCallback
     from lit_cpt.callbacks.run_checkpoint import RunCheckpointCallback
     from lit_cpt.callbacks.run_progress import RunProgressBar
+    from lit_cpt.callbacks.stability import StabilityCallback
     from lit_cpt.callbacks.token_ledger import TokenLedgerCallback
 
 HOMES = {"EvalCallback": "eval", "GracefulStopCallback": "graceful_stop", "PhaseSwitchCallback": "phase_switch",
          "RunCheckpointCallback": "run_checkpoint", "RunProgressBar": "run_progress",
-         "TokenLedgerCallback": "token_ledger"}
+         "StabilityCallback": "stability", "TokenLedgerCallback": "token_ledger"}
 __all__ = ["EvalCallback", "GracefulStopCallback", "PhaseSwitchCallback", "RunCheckpointCallback", "RunProgressBar",
-           "TokenLedgerCallback"]
+           "StabilityCallback", "TokenLedgerCallback"]
 
 
 def __getattr__(name: str) -> Any:

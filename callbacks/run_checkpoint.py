@@ -124,7 +124,7 @@ class RunCheckpointCallback(Checkpoint):
         """Save what was trained, where it can be; the exception goes on whatever comes of it."""
         made = self.training and trainer.global_step > self.first_step and trainer.global_step != self.saved_step
         self.training = False
-        if not made or isinstance(exception, KeyboardInterrupt):
+        if not made or isinstance(exception, KeyboardInterrupt) or getattr(exception, "spoilt", False):
             return
         step, failure = trainer.global_step, self.unsound(trainer)
         if failure is None:

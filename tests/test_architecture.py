@@ -14,7 +14,7 @@ FLOORS = [
     "publishing json_lines",
     "units schedules blends events manifest documents intervals shelf sandbox",
     "recipe shards remote occasions evaluations ledger",
-    "plan orders identity store phases footprint score_changes background routing",
+    "plan orders identity store phases spikes rollback footprint score_changes background routing",
     "stream prepare parallel losses weights report checkpoints counters",
     "microworld harness consolidation model_size",
     "data module ablation outlook",
