@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from lit_cpt.callbacks.run_checkpoint import RunCheckpointCallback
     from lit_cpt.callbacks.run_progress import RunProgressBar
     from lit_cpt.callbacks.stability import StabilityCallback
+    from lit_cpt.callbacks.throughput import ThroughputCallback
     from lit_cpt.callbacks.token_ledger import TokenLedgerCallback
 
 HOMES = {"EvalCallback": "eval", "GracefulStopCallback": "graceful_stop", "PhaseSwitchCallback": "phase_switch",
          "RunCheckpointCallback": "run_checkpoint", "RunProgressBar": "run_progress",
-         "StabilityCallback": "stability", "TokenLedgerCallback": "token_ledger"}
+         "StabilityCallback": "stability", "ThroughputCallback": "throughput", "TokenLedgerCallback": "token_ledger"}
 __all__ = ["EvalCallback", "GracefulStopCallback", "PhaseSwitchCallback", "RunCheckpointCallback", "RunProgressBar",
-           "StabilityCallback", "TokenLedgerCallback"]
+           "StabilityCallback", "ThroughputCallback", "TokenLedgerCallback"]
 
 
 def __getattr__(name: str) -> Any:

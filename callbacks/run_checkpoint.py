@@ -28,6 +28,7 @@ from lit_cpt.checkpoints import (
     write_whole,
 )
 from lit_cpt.counters import validation_due
+from lit_cpt.pauses import paused
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +155,8 @@ class RunCheckpointCallback(Checkpoint):
             self.enlist(step, reason)
             began = time.monotonic()
             path = step_path(folder_of(trainer), step)
-            save(trainer, path)
+            with paused(trainer):
+                save(trainer, path)
             if trainer.is_global_zero:
                 for logger in trainer.loggers:
                     logger.save()  # a resumed run does not log again what was logged before

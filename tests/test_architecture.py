@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     "publishing json_lines",
     "units schedules blends events manifest documents intervals shelf sandbox",
-    "recipe shards remote occasions evaluations ledger",
+    "recipe shards remote occasions evaluations ledger pauses",
     "plan orders identity store phases spikes rollback footprint score_changes background routing",
     "stream prepare parallel losses weights report checkpoints counters",
     "microworld harness consolidation model_size",
