@@ -227,6 +227,11 @@ class PhaseSwitchCallback(Callback):
                    for start, phase in zip(starts, self.phases, strict=False)]
         return [(start, weights) for start, weights in planned[len(self.switches):] if start > loader.position]
 
+    def begin_next(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the next phase with the next batch, whatever its trigger; nothing happens where none waits."""
+        if self.waiting:
+            self.switch(trainer, pl_module)
+
     def switch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the next phase with the next batch."""
         phase, stream = self.next_phase, self.stream

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     "publishing json_lines",
-    "units schedules blends events manifest documents intervals shelf sandbox",
+    "units schedules blends events manifest documents intervals shelf sandbox signals",
     "recipe shards remote occasions evaluations ledger pauses",
     "plan orders identity store phases spikes rollback footprint score_changes background routing",
     "stream prepare parallel losses weights report checkpoints counters",
