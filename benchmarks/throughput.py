@@ -37,7 +37,7 @@ from tabulate import tabulate
 from throughput_meter import Job
 from transformers.utils.logging import disable_progress_bar
 
-from lit_cpt.footprint import GPUS
+from lit_cpt.footprint import peak_flops as known_peak
 from lit_cpt.manifest import Manifest, Split, TokenizerFacts
 from lit_cpt.model_size import model_size
 from lit_cpt.weights import build_model
@@ -61,7 +61,7 @@ def peak_flops(given: float | None) -> float | None:
     """FLOP/s of one rank's device, if known; a CPU's are not."""
     if given is not None or not torch.cuda.is_available():
         return given and given * 1e12
-    return next((gpu.flops for name, gpu in GPUS.items() if name in torch.cuda.get_device_name()), None)
+    return known_peak(torch.cuda.get_device_name())
 
 
 def flops_per_token(job: Job) -> float:

@@ -10,14 +10,21 @@ if __name__ != "lit_cpt.callbacks":
 
 if TYPE_CHECKING:
     from lit_cpt.callbacks.eval import EvalCallback
+    from lit_cpt.callbacks.forgetting import ForgettingCallback
     from lit_cpt.callbacks.graceful_stop import GracefulStopCallback
     from lit_cpt.callbacks.phase_switch import PhaseSwitchCallback
     from lit_cpt.callbacks.run_checkpoint import RunCheckpointCallback
     from lit_cpt.callbacks.run_progress import RunProgressBar
+    from lit_cpt.callbacks.stability import StabilityCallback
+    from lit_cpt.callbacks.throughput import ThroughputCallback
+    from lit_cpt.callbacks.token_ledger import TokenLedgerCallback
 
-HOMES = {"EvalCallback": "eval", "GracefulStopCallback": "graceful_stop", "PhaseSwitchCallback": "phase_switch",
-         "RunCheckpointCallback": "run_checkpoint", "RunProgressBar": "run_progress"}
-__all__ = ["EvalCallback", "GracefulStopCallback", "PhaseSwitchCallback", "RunCheckpointCallback", "RunProgressBar"]
+HOMES = {"EvalCallback": "eval", "ForgettingCallback": "forgetting", "GracefulStopCallback": "graceful_stop",
+         "PhaseSwitchCallback": "phase_switch", "RunCheckpointCallback": "run_checkpoint",
+         "RunProgressBar": "run_progress", "StabilityCallback": "stability", "ThroughputCallback": "throughput",
+         "TokenLedgerCallback": "token_ledger"}
+__all__ = ["EvalCallback", "ForgettingCallback", "GracefulStopCallback", "PhaseSwitchCallback",
+           "RunCheckpointCallback", "RunProgressBar", "StabilityCallback", "ThroughputCallback", "TokenLedgerCallback"]
 
 
 def __getattr__(name: str) -> Any:

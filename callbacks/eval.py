@@ -23,6 +23,7 @@ from lit_cpt.harness.record import evaluation_of
 from lit_cpt.harness.subject import model_of, tokenizer_of
 from lit_cpt.harness.suite import Effort, Suite
 from lit_cpt.occasions import Occasions, Position
+from lit_cpt.pauses import paused
 from lit_cpt.sandbox import Sandbox
 from lit_cpt.score_changes import summary_line, tags
 
@@ -146,7 +147,8 @@ class EvalCallback(Callback):
         """Ask, and tell what was found; whatever goes wrong, training goes on."""
         self.evaluated = trainer.global_step
         try:
-            found = self.ask(trainer, pl_module, reasons)
+            with paused(trainer):
+                found = self.ask(trainer, pl_module, reasons)
             stop = self.interrupted(trainer)()
             if trainer.world_size > 1:
                 stop = trainer.strategy.reduce_boolean_decision(stop, all=False)

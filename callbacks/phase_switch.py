@@ -214,18 +214,23 @@ class PhaseSwitchCallback(Callback):
         # A phase that began just here, in the run that is resumed, is no plan to be dropped.
         begun = [(loader.position, self.phases[len(self.switches) - 1].blend.weights)
                  for switch in self.switches[-1:] if switch["step"] == trainer.global_step]
-        self.planned = self.foretold(loader.position, pl_module)
+        self.planned = self.foretold(loader, pl_module)
         loader.plan([*begun, *self.planned])
 
-    def foretold(self, position: int, pl_module: LightningModule) -> list[tuple[int, Mapping[str, float]]]:
-        """Start (sample) and weights of the waiting phases past ``position``, where a recipe tells them."""
+    def foretold(self, loader: Any, pl_module: LightningModule) -> list[tuple[int, Mapping[str, float]]]:
+        """Start (sample) and weights of the waiting phases past the position, where a recipe tells them."""
         recipe, batch = getattr(pl_module, "recipe", None), getattr(pl_module, "batch_geometry", None)
         if recipe is None or batch is None or self.phases != recipe.phases[1:]:
             return []
         starts = recipe.foretold(batch.tokens_per_step)[1:]  # none behind one that waits for a metric
-        planned = [(start * batch.global_batch, phase.blend.weights)
+        planned = [(loader.place_of(start * batch.global_batch), phase.blend.weights)
                    for start, phase in zip(starts, self.phases, strict=False)]
-        return [(start, weights) for start, weights in planned[len(self.switches):] if start > position]
+        return [(start, weights) for start, weights in planned[len(self.switches):] if start > loader.position]
+
+    def begin_next(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the next phase with the next batch, whatever its trigger; nothing happens where none waits."""
+        if self.waiting:
+            self.switch(trainer, pl_module)
 
     def switch(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the next phase with the next batch."""
@@ -233,7 +238,7 @@ class PhaseSwitchCallback(Callback):
         assert stream is not None
         self.switches.append({"phase": phase.name, "step": trainer.global_step, "eta": rate(trainer)})
         if isinstance(stream, BlendedStream):
-            self.planned = self.foretold(stream.loader.position, pl_module)
+            self.planned = self.foretold(stream.loader, pl_module)
             stream.loader.plan([(stream.loader.position, phase.blend.weights), *self.planned])
         else:
             stream.switch(self.given(phase))

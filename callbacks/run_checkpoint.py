@@ -28,6 +28,7 @@ from lit_cpt.checkpoints import (
     write_whole,
 )
 from lit_cpt.counters import validation_due
+from lit_cpt.pauses import paused
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class RunCheckpointCallback(Checkpoint):
         """Save what was trained, where it can be; the exception goes on whatever comes of it."""
         made = self.training and trainer.global_step > self.first_step and trainer.global_step != self.saved_step
         self.training = False
-        if not made or isinstance(exception, KeyboardInterrupt):
+        if not made or isinstance(exception, KeyboardInterrupt) or getattr(exception, "spoilt", False):
             return
         step, failure = trainer.global_step, self.unsound(trainer)
         if failure is None:
@@ -154,7 +155,8 @@ class RunCheckpointCallback(Checkpoint):
             self.enlist(step, reason)
             began = time.monotonic()
             path = step_path(folder_of(trainer), step)
-            save(trainer, path)
+            with paused(trainer):
+                save(trainer, path)
             if trainer.is_global_zero:
                 for logger in trainer.loggers:
                     logger.save()  # a resumed run does not log again what was logged before

@@ -141,10 +141,17 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return [*newer, last, *(path for path in found if path != last and path not in newer)]
 
 
-def newest_whole(folder: Path) -> tuple[Path | None, dict[Path, str]]:
-    """The newest whole checkpoint of a run, and the newer ones that are damaged, each with what is wrong."""
+def newest_whole(folder: Path, before: int | None = None) -> tuple[Path | None, dict[Path, str]]:
+    """The newest whole checkpoint of a run, and the newer ones that are damaged, each with what is wrong.
+
+    Args:
+        folder: Of the checkpoints.
+        before: Look only at those whose name tells a step before this one.
+    """
     damaged: dict[Path, str] = {}
     for path in checkpoints_in(folder):
+        if before is not None and (step := step_of(path)) is not None and step >= before:
+            continue
         wrong = damage(path)
         if wrong is None:
             return path, damaged

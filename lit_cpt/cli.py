@@ -33,6 +33,7 @@ COMMANDS = {
                    "lit_cpt.checkpoint_command:checkpoint_command"),
     "report": ("one page for one run or several", "lit_cpt.commands:report_command"),
 }
+ENDS = ("Unreachable", "RankLost", "Unstable")  # of remote, perhaps out of a loader's worker; of restarts; of rollback
 USAGE = """usage: lit-cpt COMMAND [OPTIONS]
 
 Continued pretraining of language models, by the recipe of arXiv 2407.07263.
@@ -105,7 +106,7 @@ def explain(error: BaseException, command: str) -> int:
         print(f"lit-cpt {command}: the disk is full ({error}). Free some space and {again}", file=sys.stderr)
         say_how_to_resume(error)
         return 1
-    if type(error).__name__ in ("Unreachable", "RankLost"):  # of remote, perhaps out of a loader's worker; of restarts
+    if type(error).__name__ in ENDS:
         print(f"lit-cpt {command}: {str(error).rsplit('Unreachable: ', 1)[-1].strip()}", file=sys.stderr)
         say_how_to_resume(error)
         return 1

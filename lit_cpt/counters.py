@@ -28,6 +28,15 @@ def validation_pending(trainer: Any, validated: bool) -> bool:
     return progress.completed < progress.processed and validation_due(trainer)
 
 
+def validate_now(trainer: Any) -> None:
+    """Validate before the first batch of an epoch is handed out, as Lightning does where it is due."""
+    trainer.validating = True
+    try:
+        trainer.fit_loop.epoch_loop.val_loop.run()
+    finally:
+        trainer.training = True
+
+
 def set_progress(checkpoint: dict[str, Any], accumulation: int, pending: bool) -> None:
     """Let Lightning go on after the last optimizer step that ``checkpoint`` holds, at this run's accumulation.
 

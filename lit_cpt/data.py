@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ class BlendDataModule(pl.LightningDataModule):
             life of a run; 1 suits local disks.
         validation_blocks: Blocks per source in a validation, at most; 0 turns validation off.
         remote: Cache and client settings for sources in an object store.
+        pass_over: Stretches of the stream that are not trained on, each its first global batch and one past its
+            last, counted from the beginning of the run: where something in the data has harmed it.
         allow_change: What a resumed run may have changed, such as ``data.seed`` (``--allow-change``).
 
     Raises:
@@ -63,13 +65,18 @@ class BlendDataModule(pl.LightningDataModule):
     def __init__(self, recipe: Recipe, sources: dict[str, str], sequence_length: int = 2048, global_batch: int = 64,
                  micro_batch: int = 1, workers: int = 2, seed: int = 42, window: int = 8,
                  shards: int = 1, validation_blocks: int = 256, remote: Remote = DEFAULTS,
-                 allow_change: list[str] | None = None) -> None:
+                 pass_over: Sequence[tuple[int, int]] = (), allow_change: list[str] | None = None) -> None:
         super().__init__()
         self.recipe, self.sources = recipe, dict(sources)
         self.batch = Batch(sequence_length, global_batch, micro_batch)
         self.workers, self.seed, self.window, self.shards = workers, seed, window, shards
         self.validation_blocks, self.remote, self.allow_change = validation_blocks, remote, list(allow_change or [])
+        self.pass_over = [(first, stop) for first, stop in pass_over]
         check_named(recipe, self.sources)
+        for first, stop in self.pass_over:
+            if not 0 <= first < stop:
+                raise ValueError(f"pass_over has {first} to {stop}: give the first global batch and one past the last, "
+                                 "such as [[700, 720]].")
         recipe.start_steps(self.batch.tokens_per_step)
         if global_batch % shards:
             raise ValueError(f"shards={shards} does not divide global_batch={global_batch}: each shard gives the same "
@@ -136,6 +143,8 @@ class BlendDataModule(pl.LightningDataModule):
         dataset = BlendedStreamingDataset(datasets, self.recipe.phases[0].blend.weights, self.seed, self.window,
                                           shards=self.shards, staging=self.staging)
         dataset.may_change = frozenset(self.allow_change)
+        dataset.pass_over(*((first * self.batch.global_batch, stop * self.batch.global_batch)
+                            for first, stop in self.pass_over))
         here = min(world_size, getattr(self.trainer, "num_devices", 1))  # ranks of this node
         self.staging.check(self.used, max(1, self.shards // world_size) * here, self.window)
         total = self.recipe.steps(self.batch.tokens_per_step) * self.batch.accumulation(world_size)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 from typing import Any
+
+from lit_cpt.json_lines import append_line, read_lines
+
+DIARY = "events.jsonl"
 
 
 def append_event(run_dir: str | Path, kind: str, **fields: Any) -> None:
@@ -16,24 +19,9 @@ def append_event(run_dir: str | Path, kind: str, **fields: Any) -> None:
         kind: What happened: ``start``, ``phase``, ``evaluation``, ``checkpoint``, ``resume``, ``stop`` ...
         **fields: Plain values; by custom ``step`` and ``tokens_seen`` come first.
     """
-    path = Path(run_dir) / "events.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    line = json.dumps({"event": kind, **fields, "time": round(time.time(), 3)}) + "\n"
-    with path.open("ab+") as file:
-        end = file.seek(0, 2)
-        file.seek(max(0, end - 1))
-        if file.read() not in (b"", b"\n"):  # a kill cut the last line short: leave it its own line
-            file.write(b"\n")
-        file.write(line.encode())
+    append_line(Path(run_dir) / DIARY, {"event": kind, **fields, "time": round(time.time(), 3)})
 
 
 def read_events(run_dir: str | Path) -> list[dict[str, Any]]:
     """Events of a run in the order they were written; a line cut short by a kill is left out."""
-    path = Path(run_dir) / "events.jsonl"
-    events = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return events
+    return read_lines(Path(run_dir) / DIARY)

@@ -35,6 +35,11 @@ GPUS = {  # what stands in a device's name; the longer names first, as they hold
     "H200": Gpu(141e9, 989e12), "B200": Gpu(180e9, 2250e12), "L40S": Gpu(48e9, 362e12), "MI300X": Gpu(192e9, 1307e12)}
 
 
+def peak_flops(name: str) -> float | None:
+    """The peak of the device that calls itself ``name``; None of one that `GPUS` does not hold."""
+    return next((gpu.flops for known, gpu in GPUS.items() if known in name), None)
+
+
 @dataclass(frozen=True)
 class ModelSize:
     """What of a model decides memory and work.

@@ -8,6 +8,7 @@ import json
 import logging
 import shlex
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from lit_cpt.parallel import leave
 from lit_cpt.plan import Plan, plan, render, source_blocks
 from lit_cpt.recipe import Recipe
 from lit_cpt.restarts import asked_for, check_agreement, lost_rank
+from lit_cpt.rollback import persevere
 from lit_cpt.settings import expand_configs
 from lit_cpt.weights import moments_file
 
@@ -125,12 +127,19 @@ class TrainingCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run it; an error in training that leaves a whole checkpoint is marked as one that can be resumed."""
+        run = partial(super()._run_subcommand, subcommand)
         try:
-            super()._run_subcommand(subcommand)
+            persevere(run, self.go_back)
         except BaseException as error:
             if subcommand == "fit" and newest_whole(folder_of(self.trainer))[0] is not None:
                 error.resumable = True  # type: ignore[attr-defined]
             raise
+
+    def go_back(self, checkpoint: Path, stretch: tuple[int, int]) -> None:
+        """Let the next fit go on from ``checkpoint`` without a ``stretch`` of the stream."""
+        self.datamodule.pass_over.append(stretch)
+        self.config_init[self.subcommand]["ckpt_path"] = str(checkpoint)
+        self.model.model = self.model.loss_of = None  # built anew: a strategy may have taken it to the CPU
 
     def before_fit(self) -> None:
         """Refuse what would be lost or confusing; print the plan."""

@@ -11,10 +11,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    "publishing",
-    "units schedules blends events manifest documents intervals shelf sandbox",
-    "recipe shards remote occasions evaluations source_facts",
-    "plan blend_design orders identity store footprint score_changes background routing",
+    "publishing json_lines",
+    "units schedules blends events manifest documents intervals shelf sandbox signals",
+    "recipe shards remote occasions evaluations source_facts ledger pauses",
+    "plan blend_design orders identity store footprint score_changes background routing phases spikes rollback",
     "stream prepare parallel losses weights report checkpoints counters",
     "microworld harness consolidation model_size",
     "data module ablation outlook",

@@ -188,3 +188,9 @@ def test_a_data_module_sets_up_alone_for_validation(sources, tmp_path):
     data.trainer = make_trainer(tmp_path)
     data.setup("validate")
     assert data.trainer.accumulate_grad_batches == 1
+
+
+@pytest.mark.parametrize("stretch", [(5, 5), (-1, 3)])
+def test_a_stretch_to_pass_over_that_is_none_is_refused(sources, stretch):
+    with pytest.raises(ValueError, match=rf"pass_over has {stretch[0]} to {stretch[1]}: give the first global batch"):
+        data_of(sources, pass_over=[stretch])

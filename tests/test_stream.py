@@ -286,6 +286,63 @@ def test_a_plan_for_samples_that_were_handed_out_is_refused(sources):
         loader.plan([(8, SECOND)])
 
 
+# Stretches that are passed over -----------------------------------------------------------------------
+
+
+def without(stream, *stretches):
+    return [name for place, name in enumerate(stream) if not any(first <= place < stop for first, stop in stretches)]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_what_is_passed_over_never_comes_and_all_else_comes_as_before(sources, workers, monkeypatch):
+    monkeypatch.setattr("lit_cpt.stream.dataset.PLAN_SAMPLES", 32)
+    loader = loader_of(sources, workers=workers)
+    loader.dataset.pass_over((40, 60), (100, 200), (56, 64))
+    assert take(iter(loader), 60) == without(ideal_stream([(0, FIRST)], 364), (40, 64), (100, 200))
+    assert (loader.position, loader.dataset.trained) == (364, 240)
+    assert [loader.place_of(trained) for trained in (0, 39, 40, 75, 76)] == [0, 39, 64, 99, 200]
+
+
+@pytest.mark.parametrize("saved_at", [5, 10, 15])
+def test_a_resume_passes_over_what_the_run_did_and_what_is_added(sources, saved_at):
+    loader = loader_of(sources)
+    loader.dataset.pass_over((20, 40))
+    before = take(iter(loader), saved_at)
+    resumed = loader_of(sources, workers=2)
+    resumed.dataset.pass_over((120, 140), (20, 40))
+    resumed.load_state_dict(loader.state_dict())
+    assert before + take(iter(resumed), 40 - saved_at) == without(
+        ideal_stream([(0, FIRST)], 200), (20, 40), (120, 140))
+
+
+def test_a_batch_that_was_not_trained_comes_again_across_a_stretch(sources):
+    loader = loader_of(sources)
+    loader.dataset.pass_over((8, 40))
+    take(iter(loader), 2)
+    assert loader.position == 40
+    assert [loader.state_dict(back)["position"] for back in (0, 1, 2)] == [40, 4, 0]
+
+
+def test_a_stretch_passes_over_the_same_samples_on_shards_and_ranks(sources, as_rank):
+    def batches(world):
+        found = []
+        for rank in range(world):
+            as_rank(rank, world)
+            loader = loader_of(sources, batch_size=8 // world, shards=4)
+            loader.dataset.pass_over((16, 48))
+            found.append([names_in([batch]) for batch in itertools.islice(loader, 12)])
+        return [sorted(itertools.chain(*parts)) for parts in zip(*found, strict=True)]
+
+    assert batches(1) == batches(2)
+
+
+def test_what_was_handed_out_cannot_be_passed_over(sources):
+    loader = loader_of(sources)
+    take(iter(loader), 10)
+    with pytest.raises(ValueError, match="pass_over has samples 36 to 44, and the run stands at sample 40: only what"):
+        loader.dataset.pass_over((36, 44))
+
+
 def test_weights_for_an_unknown_source_are_refused_and_the_stream_goes_on(sources):
     loader = loader_of(sources)
     iterator = iter(loader)

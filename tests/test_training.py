@@ -131,7 +131,7 @@ def test_the_plan_is_printed_before_training_and_the_end_after(here, capsys):
 def test_a_run_without_a_logger_still_has_its_folder(here, capsys):
     fit(capsys, "--trainer.logger", "false", "--data.validation_blocks", "0")
     assert {path.name for path in (here / "run").iterdir()} == {"config.yaml", "recipe.yaml", "plan.json",
-                                                                "events.jsonl", "checkpoints"}
+                                                                "events.jsonl", "ledger.jsonl", "checkpoints"}
 
 
 # Recipes on the command line ---------------------------------------------------------------------------------

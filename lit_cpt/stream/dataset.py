@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from litdata import CombinedStreamingDataset, StreamingDataset
 from litdata.utilities.env import _WorkerEnv
 
 from lit_cpt.blends import BlendHistory, Integers, numbered
+from lit_cpt.ledger import Stretch, merged, position_of
 from lit_cpt.orders import SourceOrder
 from lit_cpt.shards import ShardedDraws, shards_of
 from lit_cpt.store import ChunkStore
@@ -49,7 +51,8 @@ class BlendedStreamingDataset(CombinedStreamingDataset):
         super().__init__([sources[name] for name in self.names], seed=seed,
                          weights=list(self.history.legs[0].weights), iterate_over_all=False)
         self.window, self.shuffle, self.shards, self.staging = window, shuffle, shards, staging
-        self.position = 0  # samples handed out, all ranks together
+        self.position = 0  # of the next sample, all ranks together
+        self.passed: list[Stretch] = []  # what is not handed out
         self.rank, self.world_size = 0, 1  # set by the loader, when the process group is known
         self.may_change: frozenset[str] = frozenset()  # fields that `restore` need not find as they were
         self.blocks = {name: self.blocks_in(name, dataset)
@@ -107,22 +110,53 @@ class BlendedStreamingDataset(CombinedStreamingDataset):
                                        store if self.staging and name in self.staging else None))
         return opened
 
+    def pass_over(self, *stretches: Stretch) -> None:
+        """Never hand out ``stretches`` of the stream, beside those that are passed over already.
+
+        Args:
+            *stretches: Of whole rounds, none before `position`.
+
+        Raises:
+            ValueError: One has begun to be handed out.
+        """
+        for first, stop in stretches:
+            passed = any(begin <= first and stop <= end for begin, end in self.passed)
+            if first < self.position and not passed:
+                raise ValueError(f"pass_over has samples {first} to {stop}, and the run stands at sample "
+                                 f"{self.position}: only what is still to come can be passed over.")
+        self.passed = merged(*self.passed, *stretches)
+        self.position = self.stepped(0)
+
+    def stepped(self, samples: int) -> int:
+        """Where the stream stands after ``samples`` more."""
+        return position_of(self.trained + samples, self.passed)
+
+    @property
+    def trained(self) -> int:
+        """Samples handed out, all ranks together."""
+        return self.position - sum(min(stop, self.position) - min(first, self.position) for first, stop in self.passed)
+
     def batches(self, orders: list[SourceOrder]) -> Iterator[list[list[int]]]:
         """This rank's batches from ``position`` on: (source, draw, shard, turn) of each of their samples."""
         stride = self.round * max(1, PLAN_SAMPLES // self.round)
-        start, turns = self.position, self.turns(orders)
-        while True:
-            rows, turns = self.planned(start, start + stride, turns)
-            for first in range(0, len(rows), self.batch_size):
-                yield rows[first : first + self.batch_size].tolist()
-            start += stride
+        ahead = [stretch for stretch in self.passed if stretch[0] >= self.position]
+        start = self.position
+        for first, after in [*ahead, (sys.maxsize, sys.maxsize)]:
+            turns = self.turns(orders, start)
+            while start < first:
+                stop = min(start + stride, first)
+                rows, turns = self.planned(start, stop, turns)
+                for row in range(0, len(rows), self.batch_size):
+                    yield rows[row : row + self.batch_size].tolist()
+                start = stop
+            start = after
 
-    def turns(self, orders: list[SourceOrder]) -> Integers:
+    def turns(self, orders: list[SourceOrder], position: int) -> Integers:
         """Draws from each source on each shard before ``position``, shape (sources, shards); 0 if it is not cut."""
         found = np.zeros((len(orders), self.shards), np.int64)
         for index, order in enumerate(orders):
             if order.sharded is not None:
-                found[index] = order.sharded.counts(self.position)
+                found[index] = order.sharded.counts(position)
         return found
 
     def planned(self, start: int, stop: int, turns: Integers) -> tuple[Integers, Integers]:
@@ -149,8 +183,9 @@ class BlendedStreamingDataset(CombinedStreamingDataset):
 
     def state(self, position: int) -> dict[str, Any]:
         """All that is needed to go on at ``position``: plain values, a few hundred bytes, of no rank or worker."""
-        return {"version": STATE_VERSION, "position": position, "window": self.window, "shuffle": self.shuffle,
-                "shards": self.shards, "blocks": [self.blocks[name] for name in self.names], **self.history.state()}
+        return {"version": STATE_VERSION, "position": position, "passed": [list(one) for one in self.passed],
+                "window": self.window, "shuffle": self.shuffle, "shards": self.shards,
+                "blocks": [self.blocks[name] for name in self.names], **self.history.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken; sources that it did not know have rested until now.
@@ -171,4 +206,6 @@ class BlendedStreamingDataset(CombinedStreamingDataset):
                 raise ValueError(f"the saved stream has {field.removeprefix('data.')} {was}, this one {now}; the order "
                                  f"of samples depends on it. Resume with the same, or start a new run.")
         self.history.restore(saved)
+        asked, self.passed = self.passed, [(first, stop) for first, stop in saved.get("passed", ())]
         self.position = saved["position"]
+        self.pass_over(*asked)

@@ -11,6 +11,7 @@ import torch
 from litdata import StreamingDataLoader
 from litdata.utilities.env import _DistributedEnv
 
+from lit_cpt.ledger import position_of
 from lit_cpt.stream.dataset import BlendedStreamingDataset
 
 
@@ -40,8 +41,12 @@ class BlendedDataLoader(StreamingDataLoader):
 
     @property
     def position(self) -> int:
-        """Samples handed out, all ranks together: the position of the next one in the global stream."""
+        """Of the next sample in the global stream: as many were handed out, all ranks together, or passed over."""
         return self.dataset.position
+
+    def place_of(self, trained: int) -> int:
+        """`position` when ``trained`` samples have been handed out."""
+        return position_of(trained, self.dataset.passed)
 
     @property
     def stride(self) -> int:
@@ -60,7 +65,7 @@ class BlendedDataLoader(StreamingDataLoader):
             rebuilds, iterator = self.rebuilds, self._get_iterator()
             try:
                 for batch in iterator:
-                    self.dataset.position += self.stride
+                    self.dataset.position = self.dataset.stepped(self.stride)
                     yield batch
                     if rebuilds != self.rebuilds:
                         break
@@ -100,7 +105,7 @@ class BlendedDataLoader(StreamingDataLoader):
         Args:
             back: Batches handed out but not trained, which are to come again.
         """
-        return self.dataset.state(self.position - back * self.stride)
+        return self.dataset.state(self.place_of(self.dataset.trained - back * self.stride))
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken, whatever the world size and the number of workers."""
@@ -135,4 +140,4 @@ def rewind_untrained(trainer: Any, checkpoint: dict[str, Any]) -> None:
         return
     trained = trainer.global_step * trainer.accumulate_grad_batches
     for index, loader in enumerate(loaders):
-        states[index] = loader.dataset.state(trained * loader.stride)
+        states[index] = loader.dataset.state(loader.place_of(trained * loader.stride))

@@ -1,0 +1,24 @@
+"""Which phases of a run have begun, as its callbacks know it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lit_cpt.recipe import Recipe
+
+
+def phases_begun(trainer: Any) -> list[tuple[str, int]]:
+    """Name and first step of each phase that has begun; a run without phases is one that is called ``all``."""
+    recipe = getattr(trainer.lightning_module, "recipe", None)
+    first = recipe.phases[0].name if isinstance(recipe, Recipe) else "all"
+    switches = next((callback.switches for callback in trainer.callbacks if hasattr(callback, "switches")), ())
+    return [(first, 0), *((switch["phase"], switch["step"]) for switch in switches)]
+
+
+def phase_of(begun: list[tuple[str, int]], step: int) -> str:
+    """The phase in which the step was trained that made it ``step`` steps.
+
+    >>> phase_of([("general", 0), ("qa", 70)], 70), phase_of([("general", 0), ("qa", 70)], 71)
+    ('general', 'qa')
+    """
+    return [name for name, first in begun if first < max(step, 1)][-1]

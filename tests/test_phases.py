@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from lit_cpt.blends import Blend
+from lit_cpt.callbacks import PhaseSwitchCallback
+from lit_cpt.phases import phase_of, phases_begun
+from lit_cpt.recipe import Phase, Recipe, Trigger
+from lit_cpt.schedules import Cosine
+
+
+def trainer_of(recipe=None, *callbacks):
+    return SimpleNamespace(lightning_module=SimpleNamespace(recipe=recipe), callbacks=list(callbacks))
+
+
+def test_phases_are_the_first_of_the_recipe_and_those_that_were_switched_to():
+    blend = Blend({"web": 1.0})
+    recipe = Recipe(1000, Cosine(1e-3), (Phase("general", blend), Phase("qa", blend, Trigger(step=7))))
+    switch = PhaseSwitchCallback()
+    assert phases_begun(trainer_of(recipe, switch)) == [("general", 0)]
+    switch.switches.append({"phase": "qa", "step": 7, "eta": 1e-4})
+    assert phases_begun(trainer_of(recipe, switch)) == [("general", 0), ("qa", 7)]
+
+
+def test_a_run_without_a_recipe_is_one_phase():
+    assert phases_begun(trainer_of()) == [("all", 0)]
+
+
+def test_the_step_that_ends_at_a_switch_belongs_to_the_phase_before():
+    begun = [("general", 0), ("qa", 7)]
+    assert [phase_of(begun, step) for step in (0, 1, 7, 8)] == ["general", "general", "general", "qa"]
