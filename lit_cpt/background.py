@@ -21,6 +21,8 @@ from lit_cpt.publishing import COMPLETE, WRITING, publish, publish_folder, publi
 
 log = logging.getLogger(__name__)
 
+# torch 2.11's stager works once, and keeps no memory either; 2.14's is known to keep both. Between them: not tried.
+KEEPS_STAGER = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
 REST = "meta.pt"  # where Lightning looks for what is no tensor of model and optimizer
 
 
@@ -37,8 +39,9 @@ class BackgroundWriter:
     def __init__(self, open_writer: Callable[[Path], StorageWriter], pinned: bool = False) -> None:
         self.open_writer = open_writer
         self.group: Any = dist.new_group(backend="gloo")  # its collectives must not mix with those of training
-        self.stager = DefaultStager(StagingOptions(use_pinned_memory=pinned, use_shared_memory=False,
-                                                   use_async_staging=False, use_non_blocking_copy=pinned))
+        self.staging = StagingOptions(use_pinned_memory=pinned, use_shared_memory=False, use_async_staging=False,
+                                      use_non_blocking_copy=pinned)
+        self.stager = DefaultStager(self.staging)
         self.path: Path | None = None  # what is written, or was and is not yet waited for
         self.failure: BaseException | None = None
         self.ended = threading.Event()
@@ -71,6 +74,8 @@ class BackgroundWriter:
             raise problem[0]
         self.path, self.failure, self.queued = path, None, []
         self.ended.clear()
+        if not KEEPS_STAGER:
+            self.stager = DefaultStager(self.staging)
         writing = dcp.async_save(state, storage_writer=self.open_writer(aside), process_group=self.group,
                                  async_stager=self.stager)
         assert isinstance(writing, Future)  # the copying is over
