@@ -35,6 +35,8 @@ class Trouble(Callback):
         if trainer.global_step != self.step or self.mark.exists():
             return
         if self.kind == "kill" and last:
+            while not Path("run/checkpoints/last.ckpt").exists():
+                time.sleep(0.05)
             self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if self.kind == "wait" and last:
