@@ -69,7 +69,8 @@ ARGUMENTS = ["--config", "base", "--config", "run.yaml", "--run", "run"]
 def start(folder, script, **environment):
     """Start a launch file in ``folder``."""
     programs = Path(sys.executable).parent
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": "",
+    importable = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": importable, "CUDA_VISIBLE_DEVICES": "",
                    "PATH": f"{SLURM}:{programs}:{os.environ['PATH']}", **environment}
     return subprocess.Popen([str(LAUNCH / script), *ARGUMENTS], cwd=folder, env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
