@@ -19,7 +19,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tabulate import tabulate
-from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from transformers.utils.logging import disable_progress_bar
 
 from lit_cpt.arguments import advised, known_keys
@@ -29,7 +29,7 @@ from lit_cpt.module import ContinuedPretraining
 from lit_cpt.parallel import leave
 from lit_cpt.plan import Plan, plan, render, source_blocks
 from lit_cpt.recipe import Recipe
-from lit_cpt.restarts import asked_for, check_agreement, lost_rank
+from lit_cpt.restarts import asked_for, check_agreement, lost_rank, warn_of_stale_addresses
 from lit_cpt.rollback import persevere
 from lit_cpt.settings import expand_configs
 from lit_cpt.weights import moments_file
@@ -151,6 +151,7 @@ class TrainingCLI(LightningCLI):
         if self.model.optimizer_state is not None and checkpoint is None:
             moments_file(self.model.optimizer_state)
         if self.trainer.is_global_zero:
+            warn_of_stale_addresses()
             print(render(plan_of(self.model.recipe, self.datamodule)), flush=True)
 
     def resolve_checkpoint(self) -> str | None:
@@ -251,12 +252,6 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", pattern)
 
 
-@record  # under torchrun: it tells which rank failed first, and why
-def train(arguments: list[str]) -> None:
-    """Do what the command line asks."""
-    TrainingCLI(expand_configs(gathered(arguments)))
-
-
 def training_command(arguments: list[str]) -> None:
     """`lit-cpt fit` and `lit-cpt validate`; the first argument is the command."""
     quieten()
@@ -265,10 +260,15 @@ def training_command(arguments: list[str]) -> None:
     logging.getLogger(LAUNCHER).setLevel(logging.INFO)  # it tells that a rank died, before it kills the others
     atexit.register(leave)  # also where the strategy is none of ours
     disable_progress_bar()  # of transformers: a bar for each weights file, between our own lines
+    recorder = get_error_handler()  # for torchrun, which tells which rank failed first, and why
+    recorder.initialize()
     try:
-        train(arguments)
+        TrainingCLI(expand_configs(gathered(arguments)))
     except BaseException as error:
-        told = lost_rank(error) or error
+        lost = lost_rank(error)
+        if lost is None and isinstance(error, Exception):  # a rank that lost another is no reason
+            recorder.record_exception(error)
+        told = lost or error
         if getattr(error, "resumable", False):
             told.resume_with = resume_command(arguments)  # type: ignore[attr-defined]
         raise told  # noqa: B904  # from the error, which stays its context

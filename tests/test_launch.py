@@ -1,4 +1,4 @@
-"""The launch files: SLURM's on two nodes, as far as one machine goes, preempted or short of a rank, and back."""
+"""The launch files: several nodes, as far as one machine goes, that are preempted or lose a rank and come back."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ class Trouble(Callback):
         if trainer.global_step != self.step or self.mark.exists():
             return
         if self.kind == "kill" and last:
+            while not Path("run/checkpoints/last.ckpt").exists():
+                time.sleep(0.05)
             self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if self.kind == "wait" and last:
@@ -67,7 +69,8 @@ ARGUMENTS = ["--config", "base", "--config", "run.yaml", "--run", "run"]
 def start(folder, script, **environment):
     """Start a launch file in ``folder``."""
     programs = Path(sys.executable).parent
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": "",
+    importable = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": importable, "CUDA_VISIBLE_DEVICES": "",
                    "PATH": f"{SLURM}:{programs}:{os.environ['PATH']}", **environment}
     return subprocess.Popen([str(LAUNCH / script), *ARGUMENTS], cwd=folder, env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -152,6 +155,35 @@ def test_a_slurm_job_that_loses_a_rank_ends_soon_says_so_and_comes_back_so_often
     assert "slurm.sh: started again 3 times already; RESTARTS=N allows more." in said
     assert status == 1
     assert (folder / "requeued").read_text() == "requeue 4711\n"
+
+
+def torchrun(folder, nodes, ranks, restarts):
+    """What torchrun.sh said on each of several nodes, and their exit statuses."""
+    node = {"NODES": str(nodes), "GPUS": str(ranks), "PORT": str(free_port()), "RESTARTS": str(restarts)}
+    processes = [start(folder, "torchrun.sh", **node) for _ in range(nodes)]
+    statuses, said = zip(*map(ended, processes), strict=True)
+    return list(statuses), "".join(said)
+
+
+@pytest.mark.slow
+def test_torchrun_on_two_nodes_starts_all_ranks_again_when_one_is_killed_and_goes_on_exactly(whole, sources, tmp_path):
+    folder = prepare(tmp_path / "torchrun", sources, 6, "kill")
+    statuses, said = torchrun(folder, nodes=2, ranks=1, restarts=1)
+    assert statuses == [0, 0], said
+    assert (folder / "trouble").exists()
+    assert "may not find each other" not in said  # by luck they may, see `warn_of_stale_addresses`
+    assert said.count("checkpoint run/checkpoints/step-00000004.ckpt") == 1  # neither start made it anew
+    assert_equal(saved(folder, STEPS), whole)
+
+
+@pytest.mark.slow
+def test_torchrun_that_may_not_start_again_ends_soon_and_names_the_rank_that_was_killed(sources, tmp_path):
+    folder = prepare(tmp_path / "ended", sources, 6, "kill")
+    [status], said = torchrun(folder, nodes=1, ranks=2, restarts=0)
+    assert time.time() - (folder / "trouble").stat().st_mtime < 30
+    assert status == 1
+    assert "rank      : 1 (local_rank: 1)\n  exitcode  : -9" in said.split("Root Cause")[1]
+    assert said.count("Traceback") == 1  # torchrun's own
 
 
 def test_the_slurm_file_tells_how_it_is_to_be_started(tmp_path):

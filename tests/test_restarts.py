@@ -8,7 +8,7 @@ import pytest
 import torch.distributed as dist
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_cpt.restarts import RankLost, asked_for, check_agreement, lost_rank, restarted
+from lit_cpt.restarts import RankLost, asked_for, check_agreement, lost_rank, restarted, warn_of_stale_addresses
 
 CLOSED = "[../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711"
 
@@ -21,6 +21,24 @@ def test_a_job_that_was_started_again_goes_on_by_itself(name, monkeypatch):
     monkeypatch.setenv(name, "2")
     assert restarted()
     assert [asked_for(given) for given in (None, "last", "best", "x.ckpt")] == ["auto", "auto", "best", "x.ckpt"]
+
+
+@pytest.mark.parametrize(("nodes", "restarts", "uncertain"), [(1, 3, False), (2, 0, False), (2, 3, True)])
+def test_on_several_nodes_any_start_by_torchrun_may_be_another_one(nodes, restarts, uncertain, monkeypatch):
+    """Its agent counts only the restarts for which a rank of its own was the reason."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", str(restarts))
+    monkeypatch.setenv("GROUP_WORLD_SIZE", str(nodes))
+    assert restarted() == uncertain
+
+
+@pytest.mark.parametrize(("restarts", "shared", "warned"), [("3", "True", True), ("3", "False", False),
+                                                            ("0", "True", False)])
+def test_one_store_for_all_starts_of_torchrun_is_warned_of(restarts, shared, warned, monkeypatch, caplog):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
+    warn_of_stale_addresses()
+    assert (f"--max-restarts {restarts}: ranks that are started again may not find each other" in caplog.text) == warned
 
 
 @pytest.mark.parametrize("error", [dist.DistBackendError("NCCL error: remote process exited"), RuntimeError(CLOSED),

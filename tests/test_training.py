@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from conftest import LENGTH, SIZES, write_source
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -20,8 +21,9 @@ from lit_cpt.cli import main
 from lit_cpt.events import read_events
 from lit_cpt.plan import plan
 from lit_cpt.recipe import Batch, Phase, Recipe, Trigger
+from lit_cpt.restarts import RankLost
 from lit_cpt.schedules import Cosine
-from lit_cpt.training import gathered, resume_command
+from lit_cpt.training import gathered, resume_command, training_command
 
 FIRST, SECOND = {"a": 0.60, "b": 0.35, "c": 0.05}, {"a": 0.1, "b": 0.2, "c": 0.7}
 GLOBAL, STEPS, SWITCH = 4, 20, 15
@@ -469,6 +471,18 @@ def test_a_disk_that_was_full_from_the_start_lets_the_same_command_run_again(bre
     assert said.endswith("). Free some space and run the same command again.")
     monkeypatch.setattr(module.FullDisk, "step", STEPS)
     assert main(command) == 0
+
+
+@pytest.mark.parametrize(("error", "recorded"), [(ValueError("a reason"), True), (dist.DistBackendError("gone"), False)])
+def test_torchrun_is_told_why_a_rank_failed_but_not_that_it_lost_another(error, recorded, tmp_path, monkeypatch):
+    def fail(words):
+        raise error
+
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setattr("lit_cpt.training.gathered", fail)
+    with pytest.raises(type(error) if recorded else RankLost):
+        training_command(["fit"])
+    assert (tmp_path / "error.json").exists() == recorded
 
 
 # Arguments -----------------------------------------------------------------------------------------------------

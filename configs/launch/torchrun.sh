@@ -9,6 +9,7 @@
 set -euo pipefail
 NODES="${NODES:-1}" GPUS="${GPUS:-1}" HEAD="${HEAD:-localhost}" PORT="${PORT:-29400}" RESTARTS="${RESTARTS:-3}"
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${SAVING:-300}"
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # else ranks started again find the addresses of those that are gone
 
 exec torchrun --nnodes "$NODES" --nproc-per-node "$GPUS" --max-restarts "$RESTARTS" \
   --rdzv-backend c10d --rdzv-endpoint "$HEAD:$PORT" --rdzv-id lit-cpt \
