@@ -11,7 +11,7 @@ from typing import Any
 from tabulate import tabulate
 
 from lit_cpt.blends import BlendHistory
-from lit_cpt.manifest import Manifest
+from lit_cpt.manifest import VALIDATION, Manifest
 from lit_cpt.recipe import PAPER_TRIGGERS, Batch, Phase, Recipe, Trigger
 from lit_cpt.units import format_count
 
@@ -119,6 +119,12 @@ def blocks_in(folder: str | Path, sequence_length: int) -> int:
     return sum(int(chunk["dim"]) // (sequence_length + 1) for chunk in index["chunks"])
 
 
+def validated(folders: Mapping[str, str | Path], sequence_length: int) -> list[str]:
+    """Sources with at least one block to validate on, sorted."""
+    splits = {name: Path(folder) / VALIDATION for name, folder in sorted(folders.items())}
+    return [name for name, split in splits.items() if split.is_dir() and blocks_in(split, sequence_length)]
+
+
 def source_blocks(folders: Mapping[str, str | Path], sequence_length: int) -> dict[str, int]:
     """`blocks_of` each source, by name.
 
@@ -224,8 +230,7 @@ def render(result: Plan) -> str:
         tabulate(rows, ["phase", "source", "weight", "tokens", "epochs"], disable_numparse=True,
                  colalign=("left", "left", *["right"] * 3)),
         *not_foretold(result),
-        *(["", "the paper states its switch twice; on this curve:", *others] if others and several else []),
-        *warnings(result),
+        *(["", "the paper states its switch twice; on this curve:", *others] if len(others) > 1 and several else []),
     ])
 
 
@@ -250,10 +255,3 @@ def epochs_text(source: Portion) -> str:
     if source.epochs is None:
         return "?"
     return f"{source.epochs:.2f}{' !' if source.epochs > MANY_EPOCHS else ''}"
-
-
-def warnings(result: Plan) -> list[str]:
-    """What a user should think about before starting."""
-    often = [source for source in result.sources if source.epochs and source.epochs > MANY_EPOCHS]
-    return ["", *(f"! {source.name} is seen {source.epochs:.1f} times; repeats beyond {MANY_EPOCHS:g} are worth little "
-                  "(arXiv 2305.16264)" for source in often)] if often else []

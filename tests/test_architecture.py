@@ -12,15 +12,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     "publishing",
-    "units schedules blends events manifest documents intervals shelf sandbox",
+    "units schedules blends events manifest documents intervals shelf sandbox weight_files",
     "recipe shards remote occasions evaluations",
-    "plan orders identity store footprint score_changes background routing",
-    "stream prepare parallel losses weights report checkpoints counters",
-    "microworld harness consolidation model_size",
+    "plan orders identity store footprint score_changes background routing agenda",
+    "stream prepare parallel losses weights report checkpoints counters departures shortfalls",
+    "microworld harness consolidation model_size forecast",
     "data module ablation outlook",
     "callbacks",
     "arguments cli commands quickstart settings training data_check standalone restarts "
-    "eval_command eval_data_command checkpoint_command __main__ __init__",
+    "plan_command eval_command eval_data_command checkpoint_command __main__ __init__",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 FORBIDDEN = {"utils", "common", "helpers", "base"}
