@@ -188,7 +188,7 @@ def dates_line(result: Plan, tokens_per_second: float, now: datetime) -> str:
     """`dates` in words."""
     *starts, (_, end) = dates(result, tokens_per_second, now).items()
     begins = "".join(f"{name} begins {day(at, now)}; " for name, at in starts)
-    return (f"at {format_count(round(tokens_per_second))} tokens/s, training alone, if started now: {begins}"
+    return (f"at {format_count(tokens_per_second)} tokens/s, training alone, if started now: {begins}"
             f"the run ends {day(end, now)}")
 
 
