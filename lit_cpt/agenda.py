@@ -10,6 +10,7 @@ from lit_cpt.occasions import Occasions, Position
 
 EVERY_N_STEPS, KEEP = 1000, 2  # what `RunCheckpointCallback` does unless it is told otherwise
 TOLD = 3  # steps of a kind that are told by number
+BOTH = "validations, and the checkpoints before them,"
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,9 @@ def unforeseeable(trainer: Mapping[str, Any], course: Course) -> str | None:
     if not course.validates or trainer.get("limit_val_batches") == 0 or isinstance(interval, float):
         return None
     if isinstance(interval, int) and course.accumulation is None:
-        return (f"validations, every {interval:,} micro-batches: how many make a step depends on the number of ranks, "
+        return (f"{BOTH} every {interval:,} micro-batches: how many make a step depends on the number of ranks, "
                 "--trainer.devices and --trainer.num_nodes")
-    return None if interval is None or isinstance(interval, int) else f"validations, by the clock: every {interval}"
+    return None if interval is None or isinstance(interval, int) else f"{BOTH} every {interval}, by the clock"
 
 
 def validation_steps(trainer: Mapping[str, Any], course: Course) -> tuple[Sequence[int], int]:

@@ -43,11 +43,11 @@ def shortfalls(result: Plan, sources: Collection[str], blocks: Mapping[str, int]
         sequence_length: Tokens trained in a sequence.
     """
     named = dict.fromkeys(part.name for phase in result.phases for part in phase.sources)
-    lacking = [f"{name} is in a blend and not in data.sources: fit will refuse it" for name in named
-               if sources and name not in sources]
+    lacking = [name for name in named if sources and name not in sources]
     empty = [f"{name} has not one block of {sequence_length + 1:,} tokens, a sequence and its last target: fit will "
              "refuse it; prepare more text or lower data.sequence_length" for name in named if blocks.get(name) == 0]
-    return [*lacking, *empty, *(line for phase in result.phases if phase.start for line in missed(phase)),
+    absent = [f"not in data.sources, and so refused by fit: {', '.join(lacking)}"] if lacking else []
+    return [*absent, *empty, *(line for phase in result.phases if phase.start for line in missed(phase)),
             *repeated(result)]
 
 

@@ -118,7 +118,7 @@ def test_validations_that_depend_on_the_ranks_or_the_clock_are_not_foretold():
     assert "every 50 micro-batches" in ranks.not_foretold[0]
     assert "--trainer.devices" in ranks.not_foretold[0]
     assert agenda({"val_check_interval": "00:15:00"}, COURSE).not_foretold == (
-        "validations, by the clock: every 00:15:00",)
+        "validations, and the checkpoints before them, every 00:15:00, by the clock",)
 
 
 def test_several_validations_in_a_step_are_all_counted():

@@ -51,7 +51,7 @@ def test_a_source_without_a_block_is_told_with_the_length_it_lacks():
 
 def test_a_blend_that_names_what_the_data_lack_is_told_unless_no_data_are_given_yet():
     result = planned({"a": 0.5, "new": 0.5}, blocks={})
-    assert told(result, blocks={}) == ["new is in a blend and not in data.sources: fit will refuse it"]
+    assert told(result, blocks={}) == ["not in data.sources, and so refused by fit: new"]
     assert told(result, sources=(), blocks={}) == []
 
 
