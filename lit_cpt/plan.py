@@ -212,13 +212,8 @@ def described(trigger: Trigger) -> str:
 
 def render(result: Plan) -> str:
     """The plan as text for a terminal."""
-    known = [phase for phase in result.phases if phase.start]
     phases = [[phase.name, phase.when or "start", *moment_text(phase.start),
                format_count(phase.tokens) if phase.start else "?"] for phase in result.phases]
-    rows = [[phase.name, source.name, f"{source.weight:.4g}", format_count(source.tokens) if phase.start else "?",
-             epochs_text(source)] for phase in result.phases for source in phase.sources]
-    rows += [["all", source.name, f"{source.weight:.4g}", format_count(source.tokens), epochs_text(source)]
-             for source in result.sources] if len(known) > 1 else []
     others = [f"  {name:<20} step {at.step:,}, {format_count(at.tokens)} tokens ({at.fraction:.2%}), LR {at.eta:.4g}"
               for name, at in result.other_triggers]
     several = len(result.phases) > 1
@@ -227,11 +222,31 @@ def render(result: Plan) -> str:
         f"{format_count(result.tokens_per_step)} tokens; LR {result.curve[0][1]:.4g} to {result.curve[-1][1]:.4g}", "",
         tabulate(phases, ["phase", "begins when", "step", "tokens", "horizon", "LR", "trains"], disable_numparse=True,
                  colalign=("left", "left", *["right"] * 5)), "",
-        tabulate(rows, ["phase", "source", "weight", "tokens", "epochs"], disable_numparse=True,
-                 colalign=("left", "left", *["right"] * 3)),
+        source_table(result),
         *not_foretold(result),
         *(["", "the paper states its switch twice; on this curve:", *others] if len(others) > 1 and several else []),
     ])
+
+
+def source_table(result: Plan) -> str:
+    """Weight, tokens and epochs of each source, phase by phase and in all."""
+    columns = [(phase.name, phase.sources, phase.start is not None) for phase in result.phases]
+    if sum(known for *_, known in columns) > 1:
+        columns.append(("all", result.sources, True))
+    names = sorted({part.name for _, parts, _ in columns for part in parts})
+    rows = [[name, *(text for _, parts, known in columns for text in portion_text(
+        next((part for part in parts if part.name == name), None), known))] for name in names]
+    heads = [head for name, *_ in columns for head in (f"{name}\nweight", "\ntokens", "\nepochs")]
+    return tabulate(rows, ["\nsource", *heads], disable_numparse=True,
+                    colalign=("left", *["right"] * len(heads)))
+
+
+def portion_text(part: Portion | None, known: bool) -> list[str]:
+    """Weight, tokens and epochs of a source in a phase that is ``known`` to begin; a mark where epochs are many."""
+    if part is None:
+        return ["-"] * 3
+    epochs = "?" if part.epochs is None else f"{part.epochs:.2f}{' !' * (part.epochs > MANY_EPOCHS)}"
+    return [f"{part.weight:.4g}", format_count(part.tokens) if known else "?", epochs]
 
 
 def moment_text(at: Moment | None) -> list[str]:
@@ -248,10 +263,3 @@ def not_foretold(result: Plan) -> list[str]:
     lines = [f"phase {phase.name} begins when {phase.when}" + (": not foretold" if place == 0 else
              f", after {unknown[place - 1].name}: not foretold") for place, phase in enumerate(unknown)]
     return ["", *lines, f"the figures are of a run that stays in phase {last} to the end"] if lines else []
-
-
-def epochs_text(source: Portion) -> str:
-    """Epochs with a mark where they are many."""
-    if source.epochs is None:
-        return "?"
-    return f"{source.epochs:.2f}{' !' if source.epochs > MANY_EPOCHS else ''}"

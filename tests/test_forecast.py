@@ -98,7 +98,8 @@ def test_a_cost_that_nobody_knows_is_said_to_be_unknown():
 
 def test_validations_that_are_not_foretold_are_said_to_be():
     trainer = {"val_check_interval": 8}
-    assert "not foretold: validations, and the checkpoints before them, every 8 micro-batches" in told(trainer=trainer, ranks=None)
+    text = told(trainer=trainer, ranks=None)
+    assert "not foretold: validations, and the checkpoints before them, every 8 micro-batches" in text
 
 
 def test_unused_data_differences_and_warnings_stand_below_the_tables():
