@@ -63,7 +63,7 @@ def test_sources_in_no_phase_and_what_is_never_reached_are_unused():
 
 
 def test_what_a_phase_that_is_not_foretold_draws_on_is_not_called_unused():
-    waiting = planned({"a": 1.0}, ({"a": 0.5, "b": 0.5}, Trigger(metric="val/a/loss < 1")))
+    waiting = planned({"a": 1.0}, ({"a": 0.5, "b": 0.5}, Trigger(metric="val/a/loss < 1")), tokens=1600)
     assert unused(waiting, ["a", "b"]) == Unused((), {})
 
 
