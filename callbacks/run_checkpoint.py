@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from lit_cpt.agenda import EVERY_N_STEPS, KEEP
 from lit_cpt.checkpoints import (
     clear_leftovers,
     finish_saving,
@@ -54,7 +55,7 @@ class RunCheckpointCallback(Checkpoint):
         ValueError: A number below 1, or another mode.
     """
 
-    def __init__(self, every_n_steps: int = 1000, keep: int = 2, keep_every: int | None = None,
+    def __init__(self, every_n_steps: int = EVERY_N_STEPS, keep: int = KEEP, keep_every: int | None = None,
                  monitor: str | None = None, mode: Literal["min", "max"] = "min") -> None:
         for name, value in (("every_n_steps", every_n_steps), ("keep", keep), ("keep_every", keep_every)):
             if value is not None and value < 1:

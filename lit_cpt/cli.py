@@ -21,7 +21,7 @@ COMMANDS = {
     "data": ("`data check`: a run's stream, read and compared, without a model", "lit_cpt.commands:data_command"),
     "blend": ("`blend suggest`: weights of both blends, from sizes, quality and weak areas",
               "lit_cpt.blend_command:blend_command"),
-    "plan": ("what a run will do, before it does it", "lit_cpt.commands:plan_command"),
+    "plan": ("what a run will do, before it does it", "lit_cpt.plan_command:plan_command"),
     "fit": ("train by a recipe; --ckpt_path last resumes", "lit_cpt.training:training_command"),
     "validate": ("loss of a model on each source", "lit_cpt.training:training_command"),
     "eval": ("scores of a checkpoint or model on MMLU, HellaSwag, HumanEval, MGSM",

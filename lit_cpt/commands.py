@@ -1,28 +1,21 @@
-"""Commands that are no training: prepare, plan, data, export, report, quickstart. Each imports what it needs."""
+"""Commands that are no training: prepare, data, export, report, quickstart. Each imports what it needs."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lit_cpt.arguments import command_parser, divided, parse
 from lit_cpt.cli import print_json
-from lit_cpt.recipe import Batch, Recipe
-from lit_cpt.remote import is_remote
-from lit_cpt.settings import expand_configs, find_config, read_config
+from lit_cpt.recipe import Recipe
+from lit_cpt.settings import find_config, read_config
 
 if TYPE_CHECKING:
     from lit_cpt.data import BlendDataModule
-    from lit_cpt.outlook import Outlook
 
-# What `plan` reads of a run's `data`: the data module's own defaults hold for the rest.
-PLANNED_DATA = {"sources": dict[str, str], "sequence_length": int, "global_batch": int, "seed": int,
-                "remote": dict[str, Any]}
-PLAN_ONLY = {"--json": False, "--plot": True, "--gpu": True, "--mfu": True, "--price": True}  # True: with a value
 DTYPES = ("float32", "bfloat16", "float16")
-FIT_ONLY = ("model", "trainer", "run", "ckpt_path", "seed_everything", "weights_only", "verbose")
 
 
 def prepare_command(arguments: list[str]) -> None:
@@ -34,107 +27,6 @@ def prepare_command(arguments: list[str]) -> None:
                         help="Files, folders (read recursively) and globs, e.g. 'data/*.jsonl.gz'.")
     parser.add_function_arguments(prepare, as_group=False, skip={"input"})
     prepare(**parse(parser, arguments[1:]))
-
-
-def plan_command(arguments: list[str]) -> None:
-    """`lit-cpt plan`: takes the arguments of `fit`, and ignores those that move no token."""
-    from lit_cpt.plan import plan, render, source_blocks
-
-    parser = command_parser("plan", "What a run will do: the switch, tokens and epochs of each source in each phase.")
-    parser.add_argument("--config", action="config", metavar="FILE|NAME", help="A config of the run, as for fit; "
-                        "repeat it for each.")
-    parser.add_argument("--json", action="store_true", help="Print the plan as JSON.")
-    parser.add_argument("--plot", type=str, metavar="FILE.png", help="Draw learning rate and blend against tokens.")
-    parser.add_argument("--gpu", type=str, metavar="NAME|GB,TFLOPS", help="Also tell memory and hours on as many of "
-                        "these as --trainer.devices and --trainer.num_nodes name, such as H100.")
-    parser.add_argument("--mfu", type=float, default=0.4, help="Share of the GPU's peak that training reaches.")
-    parser.add_argument("--price", type=float, help="Of one GPU for an hour.")
-    parser.add_class_arguments(Recipe, "recipe")
-    for name, kind in PLANNED_DATA.items():
-        parser.add_argument(f"--data.{name}", type=kind, help=f"As for fit: {name.replace('_', ' ')}.")
-    given = parse(parser, planned_arguments(arguments[1:]), build=True)
-    data = {name: value for name, value in vars(given["data"]).items() if value is not None}
-    batch = Batch(data.get("sequence_length", 2048), data.get("global_batch", 64))
-    blocks = source_blocks(staged(data), batch.sequence_length)
-    result = plan(given["recipe"], batch, blocks, data.get("seed", 42))
-    scale = scale_of(arguments[1:], given, batch) if given["gpu"] else None
-    if given["plot"]:
-        from lit_cpt.report import plot_plan
-
-        plot_plan(result.describe(), given["plot"])
-    if given["json"]:
-        print_json({**result.describe(), **({"scale": scale[0].describe()} if scale else {})})
-    else:
-        print(render(result) + (f"\n\n{scale[1]}" if scale else ""))
-
-
-def scale_of(arguments: list[str], given: dict[str, Any], batch: Batch) -> tuple[Outlook, str]:
-    """What the run asks of its GPUs, and in words; this reads the config as fit does, with torch and Lightning."""
-    from lit_cpt.outlook import Budget, outlook, render_outlook
-    from lit_cpt.training import ReadingCLI, quieten
-
-    quieten()
-    budget = Budget(given["gpu"], given["mfu"], given["price"])
-    found = outlook(ReadingCLI(["fit", *fit_arguments(arguments)]).settings, batch, given["recipe"].horizon, budget)
-    return found, render_outlook(found, budget)
-
-
-def fit_arguments(arguments: list[str]) -> list[str]:
-    """``arguments`` without those that only a plan has."""
-    kept: list[str] = []
-    words = iter(expand_configs(arguments))
-    for word in words:
-        name, equals, _ = word.partition("=")
-        if name in PLAN_ONLY:
-            if PLAN_ONLY[name] and not equals:
-                next(words, None)
-        else:
-            kept.append(word)
-    return kept
-
-
-def staged(data: dict[str, Any]) -> dict[str, str]:
-    """Folders with the sources' metadata: of remote ones it comes into the cache."""
-    sources: dict[str, str] = data.get("sources", {})
-    if not any(map(is_remote, sources.values())):
-        return sources
-    from lit_cpt.stream import Remote  # with torch; a plan of local sources does without
-
-    return Remote(**(data.get("remote") or {})).staged(sources)
-
-
-def planned_arguments(arguments: list[str]) -> list[str]:
-    """Arguments of `fit` cut down to what a plan reads, in their order: the parser merges configs as fit's does."""
-    kept: list[str] = []
-    drop = found = False
-    words = iter(expand_configs(arguments))
-    for word in words:
-        key, equals, value = word.partition("=")
-        if key in ("--config", "-c"):
-            path = value if equals else next(words, None)
-            config = {} if path is None else read_config(path)
-            found = found or "recipe" in config
-            kept += ["--config"] if path is None else ["--config", json.dumps(planned_part(config))]
-        elif word.startswith("--"):
-            drop = ignored(key.removesuffix("+"))
-            kept += [] if drop else [word]
-        elif not drop:
-            kept.append(word)
-    if "--config" in kept and not found and not any(word.startswith("--recipe") for word in kept):
-        raise ValueError("these configs hold no recipe: add one, such as --config recipes/paper.")
-    return kept
-
-
-def planned_part(config: dict[str, Any]) -> dict[str, Any]:
-    """The keys of a config that move a token."""
-    data = {key: value for key, value in (config.get("data") or {}).items() if key in PLANNED_DATA}
-    return {**({"recipe": config["recipe"]} if "recipe" in config else {}), **({"data": data} if data else {})}
-
-
-def ignored(option: str) -> bool:
-    """Whether ``option`` is one of fit's that move no token."""
-    group, _, key = option.removeprefix("--").partition(".")
-    return group in FIT_ONLY or (group == "data" and key != "" and key.split(".")[0] not in PLANNED_DATA)
 
 
 def data_command(arguments: list[str]) -> None:

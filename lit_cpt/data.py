@@ -13,13 +13,12 @@ from litdata import StreamingDataset, TokensLoader
 from litdata.utilities.env import _DistributedEnv
 from torch.utils.data import DataLoader, IterableDataset
 
-from lit_cpt.manifest import Manifest
+from lit_cpt.manifest import VALIDATION, Manifest
 from lit_cpt.orders import SourceOrder
-from lit_cpt.plan import blocks_in
+from lit_cpt.plan import blocks_in, validated
 from lit_cpt.prepare.tokens import load_tokenizer, tokenizer_fingerprint
 from lit_cpt.recipe import Batch, Recipe
 from lit_cpt.stream import (
-    VALIDATION,
     BlendedDataLoader,
     BlendedStreamingDataset,
     Remote,
@@ -78,10 +77,7 @@ class BlendDataModule(pl.LightningDataModule):
                 raise ValueError(f"pass_over has {first} to {stop}: give the first global batch and one past the last, "
                                  "such as [[700, 720]].")
         recipe.start_steps(self.batch.tokens_per_step)
-        if global_batch % shards:
-            raise ValueError(f"shards={shards} does not divide global_batch={global_batch}: each shard gives the same "
-                             "number of sequences to every step. Choose a divisor, such as the largest number of ranks "
-                             "the run may ever have.")
+        self.batch.check_shards(shards)
 
     @cached_property
     def folders(self) -> dict[str, str]:
@@ -101,9 +97,7 @@ class BlendDataModule(pl.LightningDataModule):
     @property
     def validation_names(self) -> list[str]:
         """Sources with at least one block to validate on, sorted, used by a phase or not."""
-        splits = {name: Path(folder) / VALIDATION for name, folder in sorted(self.folders.items())}
-        return [name for name, split in splits.items()
-                if self.validation_blocks and split.is_dir() and blocks_in(split, self.batch.sequence_length)]
+        return validated(self.folders, self.batch.sequence_length) if self.validation_blocks else []
 
     def setup(self, stage: str) -> None:
         """Check the sources against the model; fix accumulation and number of steps.

@@ -223,3 +223,17 @@ def chunk_rows(width: int) -> int:
     Fewer would save little more, and by arithmetic the adding would take a GPU longer than the products.
     """
     return max(LEAST_ROWS, width // 4)
+
+
+def device_count(given: Any) -> int | None:
+    """How many devices Lightning's ``devices`` names; None where only the machine knows.
+
+    >>> device_count("0,3"), device_count(8), device_count("auto")
+    (2, 8, None)
+    """
+    if isinstance(given, (list, tuple)):
+        return len(given)
+    text = str(given)
+    if "," in text:
+        return len([word for word in text.split(",") if word.strip()])
+    return int(text) if text.isdigit() and int(text) else None

@@ -9,6 +9,7 @@ from lit_cpt.publishing import publish_text
 
 FILE_NAME = "manifest.json"
 FORMAT_VERSION = 1
+VALIDATION = "validation"  # folder of the held-out split, in the source's own
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from lit_cpt.footprint import GIB, GPUS, SPARE, Gpu, Layout, Memory, ModelSize, mends, peak_memory
+from lit_cpt.footprint import GIB, GPUS, SPARE, Gpu, Layout, Memory, ModelSize, device_count, mends, peak_memory
 from lit_cpt.model_size import model_size
 from lit_cpt.recipe import Batch
 from lit_cpt.units import format_count
@@ -110,6 +110,31 @@ def outlook(settings: dict[str, Any], batch: Batch, horizon: int, budget: Budget
     return Outlook(size, layout, memory, fits, {} if fits else mends(size, layout, device.usable), speed, hours, cost)
 
 
+def outlook_here(settings: dict[str, Any], batch: Batch, horizon: int, device: str, ranks: int) -> Outlook | None:
+    """`outlook` of a run on the devices that it was given.
+
+    Args:
+        settings: The run's config.
+        batch: Geometry of a step.
+        horizon: Tokens of the run.
+        device: The devices' own name, such as ``NVIDIA H100 80GB HBM3``.
+        ranks: How many there are.
+
+    Returns:
+        None where the device is none of `footprint.GPUS` or the strategy not ours.
+    """
+    gpu, trainer = next((name for name in GPUS if name in device), None), settings["trainer"]
+    if gpu is None or not is_ours(trainer.get("strategy")):
+        return None
+    spread = {**settings, "trainer": {**trainer, "devices": ranks, "num_nodes": 1}}
+    return outlook(spread, batch, horizon, Budget(gpu))
+
+
+def is_ours(strategy: Any) -> bool:
+    """Whether a config's strategy is the one whose memory is known."""
+    return isinstance(strategy, dict) and strategy.get("class_path") == STRATEGY
+
+
 def layout_of(settings: dict[str, Any], batch: Batch) -> Layout:
     """How a config spreads a run.
 
@@ -118,7 +143,7 @@ def layout_of(settings: dict[str, Any], batch: Batch) -> Layout:
     """
     trainer = settings["trainer"]
     strategy = trainer.get("strategy")
-    if not isinstance(strategy, dict) or strategy.get("class_path") != STRATEGY:
+    if not is_ours(strategy):
         raise ValueError(f"--gpu plans memory for {STRATEGY}, and trainer.strategy is {strategy!r}: add --config "
                          "hardware/sharded, which serves one GPU as well as many.")
     options = strategy.get("init_args") or {}
@@ -138,15 +163,11 @@ def devices(given: Any) -> int:
     Raises:
         ValueError: As many as are there, which only the node knows.
     """
-    if isinstance(given, (list, tuple)):
-        return len(given)
-    text = str(given)
-    if "," in text:
-        return len([word for word in text.split(",") if word.strip()])
-    if not text.isdigit() or text == "0":
+    count = device_count(given)
+    if count is None:
         raise ValueError(f"--gpu needs to know how many: trainer.devices is {given!r}. Give --trainer.devices N, and "
                          "--trainer.num_nodes for more than one node.")
-    return int(text)
+    return count
 
 
 def render_outlook(found: Outlook, budget: Budget) -> str:

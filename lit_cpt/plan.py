@@ -11,7 +11,7 @@ from typing import Any
 from tabulate import tabulate
 
 from lit_cpt.blends import MANY_EPOCHS, BlendHistory
-from lit_cpt.manifest import Manifest
+from lit_cpt.manifest import VALIDATION, Manifest
 from lit_cpt.recipe import PAPER_TRIGGERS, Batch, Phase, Recipe, Trigger
 from lit_cpt.units import format_count
 
@@ -118,6 +118,12 @@ def blocks_in(folder: str | Path, sequence_length: int) -> int:
     return sum(int(chunk["dim"]) // (sequence_length + 1) for chunk in index["chunks"])
 
 
+def validated(folders: Mapping[str, str | Path], sequence_length: int) -> list[str]:
+    """Sources with at least one block to validate on, sorted."""
+    splits = {name: Path(folder) / VALIDATION for name, folder in sorted(folders.items())}
+    return [name for name, split in splits.items() if split.is_dir() and blocks_in(split, sequence_length)]
+
+
 def source_blocks(folders: Mapping[str, str | Path], sequence_length: int) -> dict[str, int]:
     """`blocks_of` each source, by name.
 
@@ -205,13 +211,8 @@ def described(trigger: Trigger) -> str:
 
 def render(result: Plan) -> str:
     """The plan as text for a terminal."""
-    known = [phase for phase in result.phases if phase.start]
     phases = [[phase.name, phase.when or "start", *moment_text(phase.start),
                format_count(phase.tokens) if phase.start else "?"] for phase in result.phases]
-    rows = [[phase.name, source.name, f"{source.weight:.4g}", format_count(source.tokens) if phase.start else "?",
-             epochs_text(source)] for phase in result.phases for source in phase.sources]
-    rows += [["all", source.name, f"{source.weight:.4g}", format_count(source.tokens), epochs_text(source)]
-             for source in result.sources] if len(known) > 1 else []
     others = [f"  {name:<20} step {at.step:,}, {format_count(at.tokens)} tokens ({at.fraction:.2%}), LR {at.eta:.4g}"
               for name, at in result.other_triggers]
     several = len(result.phases) > 1
@@ -220,12 +221,31 @@ def render(result: Plan) -> str:
         f"{format_count(result.tokens_per_step)} tokens; LR {result.curve[0][1]:.4g} to {result.curve[-1][1]:.4g}", "",
         tabulate(phases, ["phase", "begins when", "step", "tokens", "horizon", "LR", "trains"], disable_numparse=True,
                  colalign=("left", "left", *["right"] * 5)), "",
-        tabulate(rows, ["phase", "source", "weight", "tokens", "epochs"], disable_numparse=True,
-                 colalign=("left", "left", *["right"] * 3)),
+        source_table(result),
         *not_foretold(result),
-        *(["", "the paper states its switch twice; on this curve:", *others] if others and several else []),
-        *warnings(result),
+        *(["", "the paper states its switch twice; on this curve:", *others] if len(others) > 1 and several else []),
     ])
+
+
+def source_table(result: Plan) -> str:
+    """Weight, tokens and epochs of each source, phase by phase and in all."""
+    columns = [(phase.name, phase.sources, phase.start is not None) for phase in result.phases]
+    if sum(known for *_, known in columns) > 1:
+        columns.append(("all", result.sources, True))
+    names = sorted({part.name for _, parts, _ in columns for part in parts})
+    rows = [[name, *(text for _, parts, known in columns for text in portion_text(
+        next((part for part in parts if part.name == name), None), known))] for name in names]
+    heads = [head for name, *_ in columns for head in (f"{name}\nweight", "\ntokens", "\nepochs")]
+    return tabulate(rows, ["\nsource", *heads], disable_numparse=True,
+                    colalign=("left", *["right"] * len(heads)))
+
+
+def portion_text(part: Portion | None, known: bool) -> list[str]:
+    """Weight, tokens and epochs of a source in a phase that is ``known`` to begin; a mark where epochs are many."""
+    if part is None:
+        return ["-"] * 3
+    epochs = "?" if part.epochs is None else f"{part.epochs:.2f}{' !' * (part.epochs > MANY_EPOCHS)}"
+    return [f"{part.weight:.4g}", format_count(part.tokens) if known else "?", epochs]
 
 
 def moment_text(at: Moment | None) -> list[str]:
@@ -242,17 +262,3 @@ def not_foretold(result: Plan) -> list[str]:
     lines = [f"phase {phase.name} begins when {phase.when}" + (": not foretold" if place == 0 else
              f", after {unknown[place - 1].name}: not foretold") for place, phase in enumerate(unknown)]
     return ["", *lines, f"the figures are of a run that stays in phase {last} to the end"] if lines else []
-
-
-def epochs_text(source: Portion) -> str:
-    """Epochs with a mark where they are many."""
-    if source.epochs is None:
-        return "?"
-    return f"{source.epochs:.2f}{' !' if source.epochs > MANY_EPOCHS else ''}"
-
-
-def warnings(result: Plan) -> list[str]:
-    """What a user should think about before starting."""
-    often = [source for source in result.sources if source.epochs and source.epochs > MANY_EPOCHS]
-    return ["", *(f"! {source.name} is seen {source.epochs:.1f} times; repeats beyond {MANY_EPOCHS:g} are worth little "
-                  "(arXiv 2305.16264)" for source in often)] if often else []

@@ -205,6 +205,17 @@ class Batch:
             )
         return self.global_batch // at_once
 
+    def check_shards(self, shards: int) -> None:
+        """Refuse ``shards`` that would not all give the same number of sequences to a step.
+
+        Raises:
+            ValueError: They do not divide the global batch.
+        """
+        if self.global_batch % shards:
+            raise ValueError(f"shards={shards} does not divide global_batch={self.global_batch}: each shard gives the "
+                             "same number of sequences to every step. Choose a divisor, such as the largest number of "
+                             "ranks the run may ever have.")
+
 
 @dataclass(frozen=True)
 class Recipe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -63,3 +63,60 @@ def read_config(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {type(content).__name__}, not a mapping such as `recipe: {{...}}`.")
     return content
+
+
+def options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]]]:
+    """Each option as its key without dashes, its value (None for a flag) and the words it was written in.
+
+    A word that belongs to no option comes with an empty key.
+
+    >>> [(key, value) for key, value, _ in options(["--run", "x", "--json", "--trainer.devices=2"])]
+    [('run', 'x'), ('json', None), ('trainer.devices', '2')]
+    """
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        key, equals, value = word.partition("=")
+        if word.startswith("--") or word == "-c":
+            follows = not equals and bool(words) and not words[0].startswith("--")
+            taken = [word, words.pop(0)] if follows else [word]
+            yield "config" if key == "-c" else key[2:], value if equals else taken[1] if follows else None, taken
+        else:
+            yield "", None, [word]
+
+
+def merged(arguments: Sequence[str]) -> dict[str, Any]:
+    """A run's config as plain values: what stands later replaces, ``KEY+`` appends, as `lit-cpt fit` has it.
+
+    Nothing is checked, and only keys of a group, such as ``trainer.callbacks``, are told apart. An option that reaches
+    into a list, such as ``--trainer.callbacks.init_args.keep 3``, means its last item.
+
+    Args:
+        arguments: Options of `fit`; configs by path.
+    """
+    result: dict[str, Any] = {}
+    for key, value, _ in options(arguments):
+        if key == "config" and value is not None:
+            for group, members in read_config(value).items():
+                for name, member in members.items() if isinstance(members, dict) else [("", members)]:
+                    put(result, [group, name] if name else [group], member)
+        elif key:
+            put(result, key.split("."), True if value is None else yaml.safe_load(value))
+    return result
+
+
+def put(target: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set the entry that ``path`` leads to, or append to it if the last name ends in ``+``."""
+    *way, last = path
+    for name in way:
+        inner = target.get(name)
+        if isinstance(inner, list) and inner:
+            inner[-1] = inner = dict(inner[-1]) if isinstance(inner[-1], dict) else {"class_path": inner[-1]}
+        elif not isinstance(inner, dict):
+            inner = target[name] = {}
+        target = inner
+    if last.endswith("+"):
+        more = value if isinstance(value, list) else [value]
+        target[last[:-1]] = [*(target.get(last[:-1]) or []), *more]
+    else:
+        target[last] = value

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningModule, Trainer
@@ -25,9 +26,11 @@ from transformers.utils.logging import disable_progress_bar
 from lit_cpt.arguments import advised, known_keys
 from lit_cpt.checkpoints import folder_of, found_checkpoint, newest_whole
 from lit_cpt.data import BlendDataModule
+from lit_cpt.forecast import Forecast, Setup, forecast, render_forecast
 from lit_cpt.module import ContinuedPretraining
+from lit_cpt.outlook import outlook_here
 from lit_cpt.parallel import leave
-from lit_cpt.plan import Plan, plan, render, source_blocks
+from lit_cpt.plan import source_blocks
 from lit_cpt.recipe import Recipe
 from lit_cpt.restarts import asked_for, check_agreement, lost_rank, warn_of_stale_addresses
 from lit_cpt.rollback import persevere
@@ -63,7 +66,9 @@ class RunFolderCallback(SaveConfigCallback):
         config["allow_change"], config["ckpt_path"] = [], None  # of this start; the checkpoints to come need neither
         self.parser.save(config, str(run / "config.yaml"), skip_none=False, overwrite=True)
         (run / "recipe.yaml").write_text(yaml.safe_dump({"recipe": recipe.describe()}, sort_keys=False))
-        (run / "plan.json").write_text(json.dumps(plan_of(recipe, data).describe(), indent=1))
+        parameters = sum(parameter.numel() for parameter in pl_module.parameters())
+        told = forecast_of(trainer, recipe, data, config.as_dict(), parameters).describe()
+        (run / "plan.json").write_text(json.dumps({**told, **scale_here(trainer, data, config.as_dict())}, indent=1))
 
 
 class TrainingCLI(LightningCLI):
@@ -141,6 +146,12 @@ class TrainingCLI(LightningCLI):
         self.config_init[self.subcommand]["ckpt_path"] = str(checkpoint)
         self.model.model = self.model.loss_of = None  # built anew: a strategy may have taken it to the CPU
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The config, as plain values."""
+        found: dict[str, Any] = self.config[self.subcommand].as_dict()
+        return found
+
     def before_fit(self) -> None:
         """Refuse what would be lost or confusing; print the plan."""
         if not self.trainer.is_global_zero:  # one rank tells what all of them do
@@ -152,7 +163,8 @@ class TrainingCLI(LightningCLI):
             moments_file(self.model.optimizer_state)
         if self.trainer.is_global_zero:
             warn_of_stale_addresses()
-            print(render(plan_of(self.model.recipe, self.datamodule)), flush=True)
+            told = forecast_of(self.trainer, self.model.recipe, self.datamodule, self.settings)
+            print(render_forecast(told), flush=True)
 
     def resolve_checkpoint(self) -> str | None:
         """The file that ``--ckpt_path`` means, also for the Trainer: it knows no ``last`` of ours."""
@@ -196,16 +208,35 @@ class ReadingCLI(TrainingCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         """Run nothing."""
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The config, as plain values."""
-        found: dict[str, Any] = self.config["fit"].as_dict()
-        return found
+
+def forecast_of(trainer: Trainer, recipe: Recipe, data: BlendDataModule, config: dict[str, Any],
+                parameters: int | None = None) -> Forecast:
+    """What training by ``recipe`` on ``data`` will do, as far as it can be told.
+
+    Args:
+        trainer: Knows the ranks and the run's folder.
+        recipe: What to train.
+        data: The sources.
+        config: Of the run, as plain values.
+        parameters: Of the model, once it is there.
+    """
+    blocks = source_blocks(data.used, data.batch.sequence_length)
+    return forecast(Setup(recipe, data.batch, data.seed, tuple(data.sources), blocks, bool(data.validation_names),
+                          config["trainer"], config["model"], trainer.world_size, parameters,
+                          trainer.default_root_dir))
 
 
-def plan_of(recipe: Recipe, data: BlendDataModule) -> Plan:
-    """What training by ``recipe`` on ``data`` will do."""
-    return plan(recipe, data.batch, source_blocks(data.used, data.batch.sequence_length), data.seed)
+def scale_here(trainer: Trainer, data: BlendDataModule, config: dict[str, Any]) -> dict[str, Any]:
+    """Memory and hours on the GPUs that train, for ``plan.json``; empty where they are not known."""
+    if not torch.cuda.is_available():
+        return {}
+    try:
+        found = outlook_here(config, data.batch, data.recipe.horizon, torch.cuda.get_device_name(),
+                             trainer.world_size)
+    except Exception as error:  # a model whose size cannot be told can be trained nevertheless
+        log.warning("the plan does without memory and hours: %s", error)
+        return {}
+    return {"scale": found.describe()} if found else {}
 
 
 def check_model(module: ContinuedPretraining) -> None:

@@ -12,15 +12,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     "publishing json_lines",
-    "units schedules blends events manifest documents intervals shelf sandbox signals",
+    "units schedules blends events manifest documents intervals shelf sandbox signals weight_files",
     "recipe shards remote occasions evaluations source_facts ledger pauses",
-    "plan blend_design orders identity store footprint score_changes background routing phases spikes rollback",
-    "stream prepare parallel losses weights report checkpoints counters",
-    "microworld harness consolidation model_size",
+    "plan blend_design orders identity store footprint score_changes background routing phases spikes rollback agenda",
+    "stream prepare parallel losses weights report checkpoints counters departures shortfalls",
+    "microworld harness consolidation model_size forecast",
     "data module ablation outlook",
     "callbacks",
     "arguments cli commands quickstart settings training data_check standalone restarts "
-    "eval_command eval_data_command checkpoint_command blend_command __main__ __init__",
+    "eval_command eval_data_command checkpoint_command blend_command __main__ __init__ plan_command",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 FORBIDDEN = {"utils", "common", "helpers", "base"}

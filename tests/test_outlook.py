@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 
 import pytest
 import yaml
@@ -48,11 +49,15 @@ def test_a_run_that_does_not_fit_is_told_what_would(capsys):
     assert max(less["mends"].values()) <= Budget("80,100").device.usable < less["memory"]["total"]
 
 
-def test_without_a_gpu_the_plan_is_as_it_was(capsys):
-    plain = json.loads(printed(capsys, *PAPER, "--json"))
+def test_gpus_add_memory_hours_and_the_size_of_a_checkpoint_and_dates_to_the_plan(capsys):
+    plain = json.loads(printed(capsys, *PAPER, "--json", "--trainer.devices", "8"))
     asked = json.loads(printed(capsys, *PAPER, "--json", "--gpu=H200", "--trainer.devices", "8", "--mfu=0.5"))
-    assert asked.pop("scale")["hours"] == pytest.approx(300e9 * 8.916e10 / (8 * 0.5 * 989e12) / 3600, rel=1e-3)
+    hours = asked.pop("scale")["hours"]
+    assert hours == pytest.approx(300e9 * 8.916e10 / (8 * 0.5 * 989e12) / 3600, rel=1e-3)
+    assert (plain.pop("checkpoint_bytes"), asked.pop("checkpoint_bytes")) == (None, 12 * 15_628_775_424)
+    when = [datetime.fromisoformat(at) for at in asked.pop("dates").values()]
     assert asked == plain
+    assert (when[1] - datetime.now()).total_seconds() / 3600 == pytest.approx(hours, abs=0.1)
 
 
 def test_configs_are_read_as_fit_reads_them(capsys, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from lit_cpt.report.palette import PALETTE, run_colours
 from lit_cpt.report.plan_chart import plan_figure
 from lit_cpt.report.run_charts import POINTS, draw_line
 from lit_cpt.report.runs import Run
-from lit_cpt.report.tables import bits_table, failure_table, plan_table, score_table, switch_table
+from lit_cpt.report.tables import bits_table, course_table, failure_table, plan_table, score_table, switch_table
 
 STEPS, SWITCH, TOKENS = 1400, 996, 512
 ETA_MAX, ETA_MIN = 6e-4, 6e-6
@@ -505,3 +505,34 @@ def test_a_phase_that_is_not_foretold_has_its_shares_and_its_actual_step_in_the_
     assert "<td>not foretold</td><td>not seen</td>" in switch_table({"r": run})
     began = {"event": "phase", "phase": "last", "step": 1_200, "eta": 1e-5}
     assert "<td>not foretold</td><td>1,200</td>" in switch_table({"r": replace(run, events=[*run.events, began])})
+
+
+# Planned and made ----------------------------------------------------------------------------------
+
+
+AGENDA = {"validations": {"count": 14, "first": [100], "last": STEPS}, "evaluations": {"count": 3}, "checkpoints": None}
+
+
+def test_what_a_run_planned_stands_beside_what_it_did(folders):
+    run = load_run(folders["recipe"])
+    rows = Outline(course_table({"recipe": replace(run, plan={**run.plan, "agenda": AGENDA})})).rows
+    assert rows[1:] == [["recipe", "steps", "1,400", "1,400"], ["recipe", "tokens", "716.8k", "716.8k"],
+                        ["recipe", "validations", "14", "15"], ["recipe", "evaluations", "3", "2"]]
+    assert len(Outline(course_table({"recipe": run})).rows) == 3  # a plan without an agenda
+    assert course_table({"recipe": replace(run, plan={})}) == ""
+
+
+def test_a_run_that_goes_on_is_told_as_far_as_it_is(folders):
+    run = load_run(folders["recipe"])
+    begun = replace(run, scalars={}, evals=[], events=[{"event": "stop", "step": 700}])
+    assert [row[3] for row in Outline(course_table({"recipe": begun})).rows[1:]] == ["700", "358.4k"]
+
+
+def test_the_page_repeats_what_the_plan_warned_of(folders, tmp_path):
+    folder = tmp_path / "warned"
+    folder.mkdir()
+    told = {"warnings": ["web is seen 9.0 times <!>"], "departures": ["ends at eta_max/10; the paper: eta_max/100"]}
+    (folder / "plan.json").write_text(json.dumps({**plan_of(), **told}))
+    page = write_report({"warned": folder}, tmp_path / "page.html", "Warned").read_text()
+    assert "<li>web is seen 9.0 times &lt;!&gt;</li>" in page
+    assert "<li>Not as in the paper: ends at eta_max/10; the paper: eta_max/100</li>" in page

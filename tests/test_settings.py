@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lit_cpt.settings import SHIPPED, expand_configs, find_config, read_config
+from lit_cpt.settings import SHIPPED, expand_configs, find_config, merged, options, read_config
 
 
 @pytest.fixture
@@ -66,3 +66,34 @@ def test_a_config_that_cannot_be_read_is_named(here, content, message):
         with pytest.raises(ValueError, match=message) as caught:
             read("mine.yaml")
         assert "\n" not in str(caught.value)
+
+
+# Options and merged configs --------------------------------------------------------------------------------
+
+
+def test_options_keep_the_words_they_were_written_in():
+    words = ["stray", "--json", "--config", "a.yaml", "-c", "b.yaml", "--data.seed=3", "--trainer.devices", "-1"]
+    found = list(options(words))
+    assert [(key, value) for key, value, _ in found] == [
+        ("", None), ("json", None), ("config", "a.yaml"), ("config", "b.yaml"), ("data.seed", "3"),
+        ("trainer.devices", "-1")]
+    assert [word for _, _, written in found for word in written] == words
+
+
+def test_configs_and_options_are_merged_in_their_order(here):
+    (here / "one.yaml").write_text("run: there\ntrainer: {devices: 1, callbacks: [A, {class_path: B}]}")
+    (here / "two.yaml").write_text("trainer: {callbacks+: [{class_path: C, init_args: {x: 1}}], max_time: 00:01}")
+    given = ["--config", "one.yaml", "--trainer.devices", "2", "--config=two.yaml",
+             "--trainer.callbacks.init_args.y=0.5", "--trainer.callbacks+", "D", "--trainer.callbacks.z", "true",
+             "--trainer.fast_dev_run"]
+    assert merged(given) == {"run": "there", "trainer": {
+        "devices": 2, "max_time": "00:01", "fast_dev_run": True, "callbacks": [
+            "A", {"class_path": "B"}, {"class_path": "C", "init_args": {"x": 1, "y": 0.5}},
+            {"class_path": "D", "z": True}]}}
+
+
+def test_a_later_list_replaces_and_an_append_needs_no_list_before_it(here):
+    (here / "one.yaml").write_text("trainer: {callbacks+: [A]}")
+    (here / "two.yaml").write_text("trainer: {callbacks: [B]}")
+    assert merged(["--config", "one.yaml"]) == {"trainer": {"callbacks": ["A"]}}
+    assert merged(["--config", "one.yaml", "--config", "two.yaml"]) == {"trainer": {"callbacks": ["B"]}}

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from lit_cpt.plan import plan
 from lit_cpt.recipe import Batch, Phase, Recipe, Trigger
 from lit_cpt.restarts import RankLost
 from lit_cpt.schedules import Cosine
-from lit_cpt.training import gathered, resume_command, training_command
+from lit_cpt.training import gathered, resume_command, scale_here, training_command
 
 FIRST, SECOND = {"a": 0.60, "b": 0.35, "c": 0.05}, {"a": 0.1, "b": 0.2, "c": 0.7}
 GLOBAL, STEPS, SWITCH = 4, 20, 15
@@ -104,10 +105,41 @@ def test_a_run_leaves_config_recipe_plan_events_curves_and_its_last_checkpoint(w
     assert yaml.safe_load((whole / "recipe.yaml").read_text()) == {"recipe": RECIPE.describe()}
     blocks = {name: SIZES[name] for name in FIRST}
     expected = plan(RECIPE, Batch(LENGTH, GLOBAL), blocks).describe()
-    assert json.loads((whole / "plan.json").read_text()) == json.loads(json.dumps(expected))
+    assert json.loads((whole / "plan.json").read_text()).items() >= json.loads(json.dumps(expected)).items()
     assert [event["event"] for event in read_events(whole)] == ["start", "phase", "finish"]
     assert (saved(whole)["global_step"], saved(whole)["lit_cpt"]["tokens_seen"]) == (STEPS, RECIPE.horizon)
     assert [step for step, _ in rates(whole)] == [10, 20]
+
+
+def test_the_plan_of_a_run_holds_what_it_then_did(whole):
+    told = json.loads((whole / "plan.json").read_text())
+    assert told["agenda"]["validations"] == {"count": 10, "first": [2, 4, 6], "last": STEPS}
+    reader = EventAccumulator(str(whole))
+    reader.Reload()
+    assert [point.step for point in reader.Scalars("val/a/loss")] == [*range(2, STEPS + 1, 2)]
+    assert told["agenda"]["checkpoints"] == {"count": 11, "first": [2, 4, 6], "last": STEPS}  # and at the switch
+    weights = saved(whole)["state_dict"]
+    assert told["checkpoint_bytes"] == 12 * sum(weight.numel() for name, weight in weights.items()
+                                                if not name.endswith("lm_head.weight"))  # tied
+    assert (told["departures"], "scale" in told) == (["begins with random weights; the paper: pretrained ones"], False)
+
+
+@pytest.mark.parametrize(("device", "strategy", "told"), [
+    ("NVIDIA H100 80GB HBM3", "lit_cpt.parallel.ShardedStrategy", True), ("NVIDIA H100 80GB HBM3", "x.Other", False),
+    ("NVIDIA GeForce RTX 4090", "lit_cpt.parallel.ShardedStrategy", False)])
+def test_memory_and_hours_are_planned_where_strategy_and_device_are_known(tiny, monkeypatch, device, strategy, told):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: device)
+    config = {"model": {"architecture": tiny}, "data": {"micro_batch": 2}, "trainer": {
+        "devices": "auto", "strategy": {"class_path": strategy, "init_args": {"compute_dtype": "bfloat16"}}}}
+    data = SimpleNamespace(batch=Batch(LENGTH, GLOBAL, 2), recipe=RECIPE)
+    found = scale_here(SimpleNamespace(world_size=2), data, config).get("scale")
+    assert (found is not None) == told
+    if found:
+        assert found["layout"]["ranks"] == 2
+        assert found["hours"] > 0
+    config["model"]["architecture"] = "no/such/model"
+    assert scale_here(SimpleNamespace(world_size=2), data, config) == {}
 
 
 def test_the_config_of_a_run_trains_it_again(whole, here, capsys):
@@ -473,7 +505,8 @@ def test_a_disk_that_was_full_from_the_start_lets_the_same_command_run_again(bre
     assert main(command) == 0
 
 
-@pytest.mark.parametrize(("error", "recorded"), [(ValueError("a reason"), True), (dist.DistBackendError("gone"), False)])
+@pytest.mark.parametrize(("error", "recorded"), [(ValueError("a reason"), True),
+                                                 (dist.DistBackendError("gone"), False)])
 def test_torchrun_is_told_why_a_rank_failed_but_not_that_it_lost_another(error, recorded, tmp_path, monkeypatch):
     def fail(words):
         raise error

@@ -8,12 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lit_cpt.manifest import FILE_NAME, InputFile, Manifest, Split, TokenizerFacts, write_json
+from lit_cpt.manifest import FILE_NAME, VALIDATION, InputFile, Manifest, Split, TokenizerFacts, write_json
 from lit_cpt.prepare.job import STATE, Job, part_folder
 from lit_cpt.prepare.record import LISTED_FAULTS, PartRecord
 
 INDEX = "index.json"
-VALIDATION = "validation"
 PACKAGES = ("lit-cpt", "litdata", "tokenizers", "transformers")
 
 

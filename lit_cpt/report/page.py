@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -69,7 +70,8 @@ def page(runs: Mapping[str, Run], title: str, control: str, subject: Run, notes:
         f"{paragraph(verdict(runs, control, rows), 'verdict')}{missing(runs)}",
         "".join(paragraph(note) for note in notes) + "</header>\n",
         plan_section(subject), score_section(runs, rows, colours, control), loss_section(runs, colours),
-        section("Switches", tables.switch_table(runs)), section("Events", tables.event_table(runs)),
+        section("As planned?", tables.switch_table(runs), tables.course_table(runs)),
+        section("Events", tables.event_table(runs)),
         section("Recipe", recipes(runs)),
     ])
     return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escaped(title)}</title>\n'
@@ -82,9 +84,8 @@ def facts(runs: Mapping[str, Run]) -> str:
     """What was read, in a line."""
     told: dict[str, list[str]] = {}
     for name, run in runs.items():
-        steps = max([points[-1][0] for points in run.scalars.values()] + [each["step"] for each in run.evals] + [0])
-        tokens = f" ({format_count(steps * run.tokens_per_step)} tokens)" if run.tokens_per_step and steps else ""
-        told.setdefault(f"{steps:,} steps{tokens}", []).append(name)
+        seen = run.steps * (run.tokens_per_step or 0)
+        told.setdefault(f"{run.steps:,} steps" + (f" ({format_count(seen)} tokens)" if seen else ""), []).append(name)
     return " · ".join(f"{', '.join(names)}: {length}" for length, names in told.items())
 
 
@@ -101,7 +102,13 @@ def plan_section(subject: Run) -> str:
         return ""
     label = f"Learning rate and blend of {subject.name} against tokens"
     return section("The plan", figure(partial(plan_figure, subject.plan), "plan", label, (WIDE, NARROW)),
-                   tables.plan_table(subject.plan))
+                   tables.plan_table(subject.plan), plan_remarks(subject.plan))
+
+
+def plan_remarks(plan: dict[str, Any]) -> str:
+    """What was to be thought about before the start, and what differs from the paper."""
+    remarks = [*plan.get("warnings", []), *(f"Not as in the paper: {line}" for line in plan.get("departures", []))]
+    return f'<ul class="small">{"".join(f"<li>{escaped(line)}</li>" for line in remarks)}</ul>\n' if remarks else ""
 
 
 def score_section(runs: Mapping[str, Run], rows: list[Row], colours: Mapping[str, str], control: str) -> str:

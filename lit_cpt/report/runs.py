@@ -72,6 +72,12 @@ class Run:
                 for family, failure in eval_.get("failures", {}).items()]
 
     @property
+    def steps(self) -> int:
+        """Optimizer steps made, as far as any of its files tell."""
+        told = [points[-1][0] for points in self.scalars.values()] + [one["step"] for one in self.evals]
+        return max([*told, *(int(event.get("step", 0)) for event in self.events), 0])
+
+    @property
     def tokens_per_step(self) -> float | None:
         """Tokens of an optimizer step: from the plan, else from the last count logged; None if neither is there."""
         if self.plan:

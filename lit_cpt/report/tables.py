@@ -139,6 +139,22 @@ def switch_cells(start: dict[str, Any] | None, told: list[dict[str, Any]]) -> li
     return [f"{start['step']:,}", actual, off, scientific(start["eta"]), eta]
 
 
+def course_table(runs: Mapping[str, Run]) -> str:
+    """Steps, tokens, validations and evaluations: planned, and made so far."""
+    lines: list[list[str | Cell]] = []
+    for name, run in runs.items():
+        planned = run.plan.get("agenda") or {}
+        validated = {step for points in run.validation.values() for step, _ in points}
+        tokens = (run.tokens_per_step or 0) * run.steps
+        rows = [("steps", run.plan.get("steps"), f"{run.steps:,}"),
+                ("tokens", run.plan.get("token_horizon"), format_count(tokens)),
+                *((kind, (planned.get(kind) or {}).get("count"), f"{made:,}")
+                  for kind, made in (("validations", len(validated)), ("evaluations", len(run.evals))))]
+        lines += [[name, what, format_count(count) if what == "tokens" else f"{count:,}", made]
+                  for what, count, made in rows if count is not None]
+    return table("Planned, and made so far", ["run", "", "planned", "made"], lines) if lines else ""
+
+
 def event_table(runs: Mapping[str, Run]) -> str:
     """The runs' diaries, time counted from each one's first line."""
     lines: list[list[str | Cell]] = []

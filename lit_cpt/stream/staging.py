@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_cpt.manifest import VALIDATION
 from lit_cpt.remote import RemoteSource, Storage, is_remote, stage_metadata
 from lit_cpt.shelf import chunks_of
 from lit_cpt.store import ChunkStore, check_budget
 from lit_cpt.units import parse_bytes
-
-VALIDATION = "validation"
 
 
 @dataclass(frozen=True)
