@@ -473,7 +473,8 @@ def test_a_disk_that_was_full_from_the_start_lets_the_same_command_run_again(bre
     assert main(command) == 0
 
 
-@pytest.mark.parametrize(("error", "recorded"), [(ValueError("a reason"), True), (dist.DistBackendError("gone"), False)])
+@pytest.mark.parametrize(("error", "recorded"), [(ValueError("a reason"), True),
+                                                 (dist.DistBackendError("gone"), False)])
 def test_torchrun_is_told_why_a_rank_failed_but_not_that_it_lost_another(error, recorded, tmp_path, monkeypatch):
     def fail(words):
         raise error
