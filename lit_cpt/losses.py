@@ -52,8 +52,9 @@ class ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
                 targets: torch.Tensor, z_loss: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and losses; what is kept are the slopes of the sum, by hidden states, weight and bias."""
-        by_hidden, by_weight, by_bias = (torch.zeros_like(one) if wanted else None for one, wanted in zip(
-            (hidden, weight, bias), ctx.needs_input_grad[:3], strict=True))
+        by_hidden, by_weight, by_bias = (
+            torch.zeros_like(one) if wanted and one is not None else None
+            for one, wanted in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True))
         losses, rows = [], chunk_rows(weight.shape[1])
         for part, wanted, begin in zip(hidden.split(rows), targets.split(rows), range(0, len(targets), rows),
                                        strict=True):
@@ -171,7 +172,7 @@ class NextTokenLoss:
 
         def crossing(masked: bool) -> float:
             given = [self.inputs(probe) if masked else {"input_ids": probe, "use_cache": False} for probe in probes]
-            one, other = (self.evaluated(**inputs).view(2, 5, -1)[:, 2:].float() for inputs in given)
+            one, other = (self.evaluated(**inputs).view(*probes[0].shape, -1)[:, 2:].float() for inputs in given)
             return float((one - other).abs().max())
 
         try:  # of experts the rounding may differ with the tokens beside, but by far less than the tokens' effect

@@ -211,7 +211,8 @@ class ContinuedPretraining(pl.LightningModule):
         """What is known of the loss that was just computed: by source, and of the routers."""
         if self.loss_of is None or self.loss_of.of_samples is None:
             return {}
-        losses, loader = self.loss_of.of_samples, self.trainer.train_dataloader
+        losses = self.loss_of.of_samples
+        loader: Any = self.trainer.train_dataloader
         sources = loader.sources if isinstance(loader, BlendedDataLoader) else []
         by_source = source_sums(losses, sources, loader.dataset.names) if len(sources) == len(losses) else {}
         return {**by_source, **(self.loss_of.routing.noted if self.loss_of.routing is not None else {})}

@@ -13,7 +13,7 @@ def source_sums(losses: torch.Tensor, sources: Sequence[int], names: Sequence[st
     """Loss and number of the samples of each source, without a transfer to the device or from it.
 
     Args:
-        losses: Of each sample, shape (B,).
+        losses: Of each sample, shape (B,), fp32.
         sources: Of each sample, an index into ``names``.
         names: Of all sources, S of them.
 
@@ -23,7 +23,7 @@ def source_sums(losses: torch.Tensor, sources: Sequence[int], names: Sequence[st
     own = torch.zeros(len(losses), len(names), device=losses.device)
     for sample, source in enumerate(sources):
         own[sample, source] = 1.0
-    return {"\n".join([KEPT, *names]): torch.stack([(own * losses.float()[:, None]).sum(0), own.sum(0)])}
+    return {"\n".join([KEPT, *names]): torch.stack([(own * losses[:, None]).sum(0), own.sum(0)])}
 
 
 def source_metrics(totals: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
