@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from lit_cpt.footprint import SMALL, chunk_rows
 from lit_cpt.routing import Routing, is_routed
@@ -23,12 +22,8 @@ METHOD = "loss_of_blocks"  # the attribute of a sharded model that computes the 
 
 
 def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor,
-                         bias: torch.Tensor | None = None, z_loss: float = 0.0) -> torch.Tensor:
-    """Mean cross-entropy (nats) of ``hidden @ weight.T + bias``, in fp32, with at most a chunk of logits in memory.
-
-    In fp32 and without z-loss this is `torch.nn.functional.linear_cross_entropy`, where torch (2.13 and later) has
-    it. In bf16 that function returns the loss rounded to bf16, that is to 1/16 at a loss of 9, and so chunks of our
-    own are recomputed in the backward pass.
+                         bias: torch.Tensor | None = None, z_loss: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cross-entropy (nats) of ``hidden @ weight.T + bias``, in fp32, with at most a chunk of logits in memory.
 
     Args:
         hidden: Shape (N, D).
@@ -37,25 +32,64 @@ def linear_cross_entropy(hidden: torch.Tensor, weight: torch.Tensor, targets: to
         bias: Shape (V,).
         z_loss: Weight of the mean squared logarithm of the softmax's normaliser, which keeps logits from drifting
             (PaLM, arXiv 2204.02311, section 5: 1e-4); 0 leaves it out.
+
+    Returns:
+        The mean, and the loss of each position, shape (N,), which has no gradient.
     """
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    options = getattr(nn, "LinearCrossEntropyOptions", None)
-    if options is not None and hidden.dtype == torch.float32 and bias is None and not z_loss:
-        loss: torch.Tensor = F.linear_cross_entropy(hidden, weight, targets, options=options())
-        return loss
-    rows = chunk_rows(weight.shape[1])
-    total = hidden.new_zeros((), dtype=torch.float32)
-    for part, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
-        total = total + checkpoint(summed, part, weight, wanted, bias, z_loss, use_reentrant=False)
-    return total / len(targets)
+    if not torch.is_grad_enabled():
+        hidden, weight, bias = hidden.detach(), weight.detach(), bias.detach() if bias is not None else None
+    found: tuple[torch.Tensor, torch.Tensor] = ChunkedCrossEntropy.apply(hidden, weight, bias, targets, z_loss)
+    return found
 
 
-def summed(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, bias: torch.Tensor | None,
-           z_loss: float) -> torch.Tensor:
-    """Summed cross-entropy and z-loss of one chunk."""
-    return token_losses(F.linear(hidden, weight, bias), targets, z_loss).sum()
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """`linear_cross_entropy`; each chunk of logits is differentiated while it is there, and not computed twice."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
+                targets: torch.Tensor, z_loss: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and losses; what is kept are the slopes of the sum, by hidden states, weight and bias."""
+        by_hidden, by_weight, by_bias = (
+            torch.zeros_like(one) if wanted and one is not None else None
+            for one, wanted in zip((hidden, weight, bias), ctx.needs_input_grad[:3], strict=True))
+        losses, rows = [], chunk_rows(weight.shape[1])
+        for part, wanted, begin in zip(hidden.split(rows), targets.split(rows), range(0, len(targets), rows),
+                                       strict=True):
+            found, slopes = losses_and_slopes(F.linear(part, weight, bias).float(), wanted, z_loss)
+            losses.append(found)
+            if by_bias is not None:
+                by_bias += slopes.sum(0)
+            slopes = slopes.to(part.dtype)
+            if by_hidden is not None:
+                by_hidden[begin : begin + rows] = slopes @ weight
+            if by_weight is not None:
+                by_weight.addmm_(slopes.T, part)
+        ctx.save_for_backward(by_hidden, by_weight, by_bias)
+        each = torch.cat(losses)
+        ctx.mark_non_differentiable(each)
+        ctx.count = len(each)
+        return each.mean(), each
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """The kept slopes, as the mean's."""
+        scale = slopes[0] / ctx.count
+        return *(None if one is None else one * scale for one in ctx.saved_tensors), None, None
+
+
+def losses_and_slopes(logits: torch.Tensor, targets: torch.Tensor,
+                      z_loss: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Loss of each position, shape (N,), and its slopes by ``logits``, shape (N, V), which take their memory."""
+    places = targets[:, None]
+    norm = logits.logsumexp(-1, keepdim=True)
+    losses = norm - logits.gather(1, places) + z_loss * norm.square()
+    slopes = logits.sub_(norm).exp_()
+    if z_loss:
+        slopes.mul_(1 + 2 * z_loss * norm)
+    return losses.squeeze(1), slopes.scatter_add_(1, places, -torch.ones_like(norm))
 
 
 def token_losses(logits: torch.Tensor, targets: torch.Tensor, z_loss: float = 0.0) -> torch.Tensor:
@@ -77,6 +111,8 @@ class NextTokenLoss:
             each document's beginning. None lets attention cross documents, as in the paper.
         router_loss: Weight of the load-balancing loss of a mixture of experts (`routing.balance_loss`), while it
             trains; 0 only watches the routers.
+        joined: Whether the model gets a batch as one sequence, in which samples are documents: flash attention keeps
+            the documents of a single sequence apart only.
 
     Raises:
         ValueError: ``router_loss`` for a model without routers; at the first call, documents that the model cannot
@@ -84,12 +120,13 @@ class NextTokenLoss:
     """
 
     def __init__(self, model: nn.Module, z_loss: float = 0.0, eos: int | None = None,
-                 router_loss: float = 0.0) -> None:
+                 router_loss: float = 0.0, joined: bool = False) -> None:
         if router_loss and not is_routed(model):
             raise ValueError(f"router_loss={router_loss}, but {type(model).__name__} is no mixture of experts: leave "
                              "it out.")
         self.model, self.z_loss, self.plain = model, z_loss, None if can_split(model) else False
-        self.eos, self.apart = eos, eos is None
+        self.eos, self.apart, self.joined = eos, eos is None, joined
+        self.of_samples: torch.Tensor | None = None  # the last call's loss of each sample, without the routers'
         self.routing = Routing(model, router_loss) if is_routed(model) else None
         self.split: Callable[..., Any] = types.MethodType(split_loss, model)
         if isinstance(model, FSDPModule):
@@ -105,18 +142,23 @@ class NextTokenLoss:
         routed = self.routing is not None and torch.is_grad_enabled()
         inputs = {**self.inputs(tokens), **({"output_router_logits": True} if routed else {})}
         if 4 * targets.numel() * vocabulary > SMALL and self.head_is_plain(tokens):
-            loss, routers = self.split(inputs, targets, self.z_loss)
+            loss, each, routers = self.split(inputs, targets, self.z_loss)
         else:
             found = self.model(**inputs)
-            logits, routers = found.logits.flatten(0, 1), getattr(found, "router_logits", None)
-            loss = token_losses(logits, targets, self.z_loss).mean() if self.z_loss else (
-                F.cross_entropy(logits.float(), targets))
+            each, routers = token_losses(found.logits.flatten(0, 1), targets, self.z_loss), getattr(
+                found, "router_logits", None)
+            loss = each.mean()
+        self.of_samples = each.detach().view(len(blocks), -1).mean(1)
         return loss + self.routing.loss(routers) if routed and self.routing and routers else loss
 
     def inputs(self, tokens: torch.Tensor) -> dict[str, Any]:
         """What the model's forward gets; with a cache, transformers would drop the mask that positions imply."""
-        positions = {} if self.eos is None else {"position_ids": document_positions(tokens, self.eos)}
-        return {"input_ids": tokens, "use_cache": False, **positions}
+        if self.eos is None:
+            return {"input_ids": tokens, "use_cache": False}
+        positions = document_positions(tokens, self.eos)
+        if self.joined:
+            tokens, positions = tokens.reshape(1, -1), positions.reshape(1, -1)
+        return {"input_ids": tokens, "use_cache": False, "position_ids": positions}
 
     def check_apart(self, tokens: torch.Tensor) -> None:
         """Refuse a model whose attention crosses documents all the same: tried out at the first call.
@@ -126,14 +168,15 @@ class NextTokenLoss:
         """
         if self.apart:
             return
-        probes = [torch.tensor([[first, self.eos, 0, 1, 2]], device=tokens.device) for first in (0, 1)]
+        probes = [torch.tensor([[first, self.eos, 0, 1, 2]] * 2, device=tokens.device) for first in (0, 1)]
 
-        def crossing(**positions: torch.Tensor) -> float:
-            one, other = (self.evaluated(input_ids=probe, use_cache=False, **positions)[:, 2:] for probe in probes)
-            return float((one.float() - other.float()).abs().max())
+        def crossing(masked: bool) -> float:
+            given = [self.inputs(probe) if masked else {"input_ids": probe, "use_cache": False} for probe in probes]
+            one, other = (self.evaluated(**inputs).view(*probes[0].shape, -1)[:, 2:].float() for inputs in given)
+            return float((one - other).abs().max())
 
         try:  # of experts the rounding may differ with the tokens beside, but by far less than the tokens' effect
-            self.apart = crossing(position_ids=self.inputs(probes[0])["position_ids"]) <= crossing() / 10
+            self.apart = crossing(masked=True) <= crossing(masked=False) / 10
         except TypeError:  # its forward takes no position_ids
             self.apart = False
         if not self.apart:
@@ -200,11 +243,12 @@ def document_positions(tokens: torch.Tensor, eos: int) -> torch.Tensor:
     return places - places.where(begins, 0).cummax(1).values
 
 
-def split_loss(model: Any, inputs: dict[str, Any], targets: torch.Tensor, z_loss: float) -> tuple[torch.Tensor, Any]:
-    """The loss through decoder and `linear_cross_entropy`, and the routers' logits where they were asked for.
+def split_loss(model: Any, inputs: dict[str, Any], targets: torch.Tensor,
+               z_loss: float) -> tuple[torch.Tensor, torch.Tensor, Any]:
+    """The loss and its parts, through decoder and `linear_cross_entropy`, and the routers' logits if asked for.
 
     A function of the model, so that FSDP2 can wrap it.
     """
     found, head = model.get_decoder()(**inputs), model.get_output_embeddings()
-    loss = linear_cross_entropy(found.last_hidden_state.flatten(0, 1), head.weight, targets, head.bias, z_loss)
-    return loss, getattr(found, "router_logits", None)
+    loss, each = linear_cross_entropy(found.last_hidden_state.flatten(0, 1), head.weight, targets, head.bias, z_loss)
+    return loss, each, getattr(found, "router_logits", None)

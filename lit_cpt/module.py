@@ -18,7 +18,10 @@ from lit_cpt.identity import Identity, accepted_changes, identity_of
 from lit_cpt.losses import NextTokenLoss
 from lit_cpt.parallel import ShardedStrategy, reduce_gradients
 from lit_cpt.recipe import Batch, Recipe
-from lit_cpt.stream import rewind_untrained
+from lit_cpt.routing import router_metrics
+from lit_cpt.source_losses import source_metrics, source_sums
+from lit_cpt.stream import BlendedDataLoader, rewind_untrained
+from lit_cpt.tally import Tally
 from lit_cpt.weights import build_model, build_sharded, load_moments, parameter_groups, read_moments
 
 log = logging.getLogger(__name__)
@@ -68,24 +71,25 @@ class ContinuedPretraining(pl.LightningModule):
         mask_documents: Whether tokens attend to their own document only, positions counting from its beginning. Off
             as in the paper's runs.
         router_loss: Weight of the loss that evens out the load of a mixture of experts (`routing.balance_loss`).
+        attention: How attention is computed, by transformers' names: ``sdpa``, ``eager``, ``flex_attention``,
+            ``flash_attention_2`` ...; transformers' choice if None.
     """
 
     def __init__(self, recipe: Recipe, pretrained: str | None = None,
                  architecture: str | dict[str, Any] | None = None, optimizer_state: str | None = None,
-                 z_loss: float = 0.0, mask_documents: bool = False, router_loss: float = 0.0) -> None:
+                 z_loss: float = 0.0, mask_documents: bool = False, router_loss: float = 0.0,
+                 attention: str | None = None) -> None:
         super().__init__()
         if (pretrained is None) == (architecture is None):
             raise ValueError(f"model.pretrained={pretrained!r} and model.architecture={architecture!r}: give exactly "
                              "one, a model to continue or a config to initialise at random.")
         self.recipe, self.pretrained, self.architecture = recipe, pretrained, architecture
         self.optimizer_state, self.z_loss, self.mask_documents = optimizer_state, z_loss, mask_documents
-        self.router_loss = router_loss
+        self.router_loss, self.attention = router_loss, attention
         self.loss_of: NextTokenLoss | None = None
         self.model: nn.Module | None = None
         self.validation_losses: dict[str, MeanMetric] = {}
-        self.step_loss: torch.Tensor | float = 0.0  # of the micro-batches of the step that is being made
-        self.summed_loss: torch.Tensor | float = 0.0  # of the steps since the last log
-        self.summed_steps = 0
+        self.tally = Tally()  # since the last log
         self.gradient_norm: torch.Tensor | float = 0.0
         self.published: dict[str, float] = {}
         self.validated = False
@@ -94,8 +98,15 @@ class ContinuedPretraining(pl.LightningModule):
         self.notes: list[tuple[str, dict[str, Any]]] = []  # events to record when training begins
 
     def setup(self, stage: str) -> None:
-        """Forget what an earlier fit left."""
-        self.identity, self.step_loss, self.summed_loss, self.summed_steps = None, 0.0, 0.0, 0
+        """Forget what an earlier fit left.
+
+        Raises:
+            ValueError: ``attention`` cannot be trained on this device.
+        """
+        if stage == "fit" and self.attention == "flex_attention" and self.trainer.strategy.root_device.type == "cpu":
+            raise ValueError("model.attention=flex_attention: on a CPU torch has no backward pass for it. Leave "
+                             "model.attention out, or train on a GPU.")
+        self.identity, self.tally = None, Tally()
 
     # The model -------------------------------------------------------------------------------------
 
@@ -104,9 +115,10 @@ class ContinuedPretraining(pl.LightningModule):
         if self.model is None:
             strategy = self.trainer.strategy if self._trainer is not None else None
             if isinstance(strategy, ShardedStrategy):
-                self.model = build_sharded(strategy, self.pretrained, self.architecture, not self.trainer.ckpt_path)
+                self.model = build_sharded(strategy, self.pretrained, self.architecture, not self.trainer.ckpt_path,
+                                           self.attention)
             else:
-                self.model = build_model(self.pretrained, self.architecture)
+                self.model = build_model(self.pretrained, self.architecture, attention=self.attention)
             self.model.train()  # from_pretrained returns it in eval mode, and Lightning keeps what it finds
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -120,7 +132,7 @@ class ContinuedPretraining(pl.LightningModule):
         assert self.model is not None
         if self.loss_of is None or self.loss_of.model is not self.model:
             self.loss_of = NextTokenLoss(self.model, self.z_loss, self.eos if self.mask_documents else None,
-                                         self.router_loss)
+                                         self.router_loss, joined="flash" in (self.attention or ""))
         return self.loss_of(blocks)
 
     @property
@@ -192,8 +204,18 @@ class ContinuedPretraining(pl.LightningModule):
         if not getattr(self.trainer.strategy, "reduce_every_micro_batch", True):
             reduce_gradients(self.model, not self.trainer.fit_loop._should_accumulate())
         loss = self.loss(batch)
-        self.step_loss += loss.detach()
+        self.tally.add({"loss": loss.detach(), "micro_batches": 1.0, **self.parts()})
         return loss
+
+    def parts(self) -> dict[str, torch.Tensor]:
+        """What is known of the loss that was just computed: by source, and of the routers."""
+        if self.loss_of is None or self.loss_of.of_samples is None:
+            return {}
+        losses = self.loss_of.of_samples
+        loader: Any = self.trainer.train_dataloader
+        sources = loader.sources if isinstance(loader, BlendedDataLoader) else []
+        by_source = source_sums(losses, sources, loader.dataset.names) if len(sources) == len(losses) else {}
+        return {**by_source, **(self.loss_of.routing.noted if self.loss_of.routing is not None else {})}
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip by the recipe's norm and keep the norm for the log."""
@@ -213,19 +235,23 @@ class ContinuedPretraining(pl.LightningModule):
     def close_step(self) -> None:
         """Once a step is whole, log the mean since the last log; nothing leaves the device on other steps."""
         trainer: Any = self.trainer
-        if trainer.fit_loop._should_accumulate() or isinstance(self.step_loss, float):
+        if trainer.fit_loop._should_accumulate() or not self.tally.step:
             return
-        self.summed_loss += self.step_loss / trainer.accumulate_grad_batches
-        self.summed_steps += 1
-        self.step_loss = 0.0
+        self.tally.close_step()
         if trainer.global_step % trainer.log_every_n_steps:
             return
-        loss = trainer.strategy.reduce(self.summed_loss / self.summed_steps, reduce_op="mean")  # over the ranks
-        routing = self.loss_of.routing if self.loss_of is not None else None
-        self.publish({"train/loss": loss, "train/gradient_norm": self.gradient_norm,
-                      "train/eta": trainer.optimizers[0].param_groups[0]["lr"], "train/tokens_seen": self.tokens_seen,
-                      **(routing.take(trainer.strategy) if routing is not None else {})})
-        self.summed_loss, self.summed_steps = 0.0, 0
+        totals = self.tally.totals(self.over_ranks, self.device)
+        self.publish({"train/loss": totals["loss"] / totals["micro_batches"], **source_metrics(totals),
+                      "train/gradient_norm": self.gradient_norm, "train/tokens_seen": self.tokens_seen,
+                      "train/eta": trainer.optimizers[0].param_groups[0]["lr"],
+                      **router_metrics(totals, totals["micro_batches"])})
+        self.tally.clear()
+
+    def over_ranks(self, vector: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks; after an exception, when others may be gone, this rank's own."""
+        trainer: Any = self.trainer
+        total: torch.Tensor = vector if trainer.interrupted else trainer.strategy.reduce(vector, reduce_op="sum")
+        return total
 
     def publish(self, metrics: dict[str, Any]) -> None:
         """Log ``metrics`` at the number of steps made; Lightning's own count is one behind."""
@@ -303,14 +329,11 @@ class ContinuedPretraining(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resume must agree with and go on with, and give back batches that were read but not trained."""
         batch, trainer = self.batch_geometry, self.trainer
-        summed = torch.as_tensor(self.summed_loss, dtype=torch.float32)
-        if not trainer.interrupted:  # after an exception other ranks may be gone
-            summed = trainer.strategy.reduce(summed.to(self.device), reduce_op="mean")
         checkpoint["lit_cpt"] = {
             "recipe": self.recipe.describe(), "identity": self.own_identity, "tokens_seen": self.tokens_seen,
             "sequence_length": batch.sequence_length, "global_batch": batch.global_batch, **self.origin}
         checkpoint["lit_cpt_state"] = {
-            "summed_loss": float(summed), "summed_steps": self.summed_steps, "published": dict(self.published),
+            "sums": self.tally.totals(self.over_ranks, self.device), "published": dict(self.published),
             "validation_pending": validation_pending(trainer, self.validated)}
         rewind_untrained(trainer, checkpoint)
 
@@ -332,9 +355,8 @@ class ContinuedPretraining(pl.LightningModule):
                                  f"--data.{name} {saved[name]}.")
         if "identity" in saved:
             self.accept_changes(saved)
-        self.step_loss = 0.0
-        state = checkpoint.get("lit_cpt_state", {})  # older checkpoints have none
-        self.summed_loss, self.summed_steps = state.get("summed_loss", 0.0), state.get("summed_steps", 0)
+        state = checkpoint.get("lit_cpt_state", {})  # older checkpoints have none, or no sums
+        self.tally.restore(state.get("sums", {}), self.global_rank, self.trainer.strategy.root_device)
         self.published = dict(state.get("published", {}))
         self.go_on(checkpoint, batch.accumulation(self.trainer.world_size), state.get("validation_pending", False))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -38,7 +38,7 @@ def balance_loss(logits: Sequence[torch.Tensor], chosen: int) -> torch.Tensor:
 
 
 class Routing:
-    """What the routers of a model did since it was last asked; nothing leaves the device until then.
+    """The routers of a model as the loss sees them.
 
     Args:
         model: A model with routers (`is_routed`).
@@ -48,30 +48,29 @@ class Routing:
     def __init__(self, model: nn.Module, weight: float) -> None:
         config: Any = model.config
         self.chosen, self.weight = int(config.num_experts_per_tok), weight
-        self.loads: torch.Tensor | None = None  # (layers, experts): tokens
-        self.summed: torch.Tensor | float = 0.0
-        self.passes = 0
+        self.noted: dict[str, torch.Tensor] = {}  # of the last forward: loss, and (layers, experts) tokens
 
     def loss(self, logits: Sequence[torch.Tensor]) -> torch.Tensor:
         """Note a forward, by the logits of its routers; its part of the training loss."""
         balance = balance_loss(logits, self.chosen)
         with torch.no_grad():
             loads = torch.stack([dealt(layer, self.chosen) for layer in logits])
-            self.loads = loads if self.loads is None else self.loads + loads
-            self.summed += balance.detach()
-            self.passes += 1
+        self.noted = {"router/loss": balance.detach(), "router/loads": loads}
         return self.weight * balance
 
-    def take(self, strategy: Any) -> dict[str, torch.Tensor]:
-        """Metrics over all ranks since the last call, or since a resume; all ranks call this.
 
+def router_metrics(totals: Mapping[str, torch.Tensor], passes: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What is logged of routers.
+
+    Args:
+        totals: Sums of what `Routing` noted, by the same names; empty without routers.
+        passes: Forwards in them.
+
+    Returns:
         ``router/loss`` is the load-balancing loss; ``router/busiest`` and ``router/idlest`` are the loads of the
         expert with the most and the least tokens in any layer, 1 being an even share.
-        """
-        if self.loads is None:
-            return {}
-        loads = strategy.reduce(self.loads, reduce_op="sum")
-        loss = strategy.reduce(torch.as_tensor(self.summed) / self.passes, reduce_op="mean")
-        even = loads / loads.mean(-1, keepdim=True)
-        self.loads, self.summed, self.passes = None, 0.0, 0
-        return {"router/loss": loss, "router/busiest": even.max(), "router/idlest": even.min()}
+    """
+    if "router/loads" not in totals:
+        return {}
+    even = totals["router/loads"] / totals["router/loads"].mean(-1, keepdim=True)
+    return {"router/loss": totals["router/loss"] / passes, "router/busiest": even.max(), "router/idlest": even.min()}

@@ -27,7 +27,7 @@ PREFIX = "model."  # the attribute under which the LightningModule holds the HF 
 
 
 def build_model(pretrained: str | None, architecture: str | dict[str, Any] | None,
-                dtype: torch.dtype | str = torch.float32) -> nn.Module:
+                dtype: torch.dtype | str = torch.float32, attention: str | None = None) -> nn.Module:
     """A causal language model: from a pretrained folder or hub name, or newly initialised.
 
     Args:
@@ -35,9 +35,10 @@ def build_model(pretrained: str | None, architecture: str | dict[str, Any] | Non
         architecture: Folder, hub name or values of a config (with ``model_type``) for random weights.
         dtype: Of its weights. To train, they are fp32: a master copy below it would lose updates at learning rates of
             1e-5, and precision is the Trainer's matter.
+        attention: transformers' name of how attention is computed (``attn_implementation``); its choice if None.
 
     Raises:
-        ValueError: Not exactly one of the two, or it cannot be read.
+        ValueError: Not exactly one of the two, it cannot be read, or not with this attention.
     """
     from transformers import AutoModelForCausalLM
 
@@ -46,14 +47,22 @@ def build_model(pretrained: str | None, architecture: str | dict[str, Any] | Non
                          "continue or a config to initialise at random.")
     try:
         if pretrained is not None:
-            return AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype)
+            return AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype, **attention_setting(attention))
         assert architecture is not None
-        return AutoModelForCausalLM.from_config(config_of(architecture), dtype=dtype)
-    except (OSError, ValueError) as error:
+        return AutoModelForCausalLM.from_config(config_of(architecture), dtype=dtype, **attention_setting(attention))
+    except (OSError, ValueError, ImportError) as error:  # the last where flash attention is not installed
         given = f"pretrained={pretrained!r}" if pretrained else f"architecture={architecture!r}"
         reason = str(error).strip().splitlines()[0]
+        if attention is not None and "attention" in reason.lower():
+            raise ValueError(f"attention={attention!r} cannot be had for {given}: {reason} Leave it out for "
+                             "transformers' own choice.") from error
         raise ValueError(f"{given} cannot be read: {reason} Give a folder with config.json (and weights), as "
                          "`save_pretrained` writes it, or the name of a hub model.") from error
+
+
+def attention_setting(attention: str | None) -> dict[str, str]:
+    """The keyword by which transformers is told of a choice of attention; none leaves the choice to it."""
+    return {} if attention is None else {"attn_implementation": attention}
 
 
 def config_of(architecture: str | dict[str, Any]) -> Any:
@@ -67,7 +76,7 @@ def config_of(architecture: str | dict[str, Any]) -> Any:
 
 
 def build_sharded(strategy: Any, pretrained: str | None, architecture: str | dict[str, Any] | None,
-                  fill: bool = True) -> nn.Module:
+                  fill: bool = True, attention: str | None = None) -> nn.Module:
     """`build_model`, of which each rank only ever holds its shard: rank 0 reads the weights and hands them out.
 
     Args:
@@ -75,6 +84,7 @@ def build_sharded(strategy: Any, pretrained: str | None, architecture: str | dic
         pretrained: As for `build_model`.
         architecture: As for `build_model`; rank 0 initialises, so that the values do not depend on the ranks.
         fill: Whether weights are given at all; not, where a checkpoint brings them.
+        attention: As for `build_model`.
 
     Raises:
         ValueError: Rank 0 cannot read it; raised on every rank.
@@ -86,11 +96,11 @@ def build_sharded(strategy: Any, pretrained: str | None, architecture: str | dic
     if strategy.is_global_zero:
         try:
             if fill:  # in the file's own precision, so that what it maps into memory is not copied
-                source: Any = build_model(pretrained, architecture, "auto" if pretrained else torch.float32)
+                source: Any = build_model(pretrained, architecture, "auto" if pretrained else torch.float32, attention)
                 whole = source.state_dict()
             else:
                 with torch.device("meta"):
-                    source = build_model(None, pretrained or architecture)
+                    source = build_model(None, pretrained or architecture, attention=attention)
                 give_generation_config(source, pretrained)
             config, generation = source.config, source.generation_config
         except ValueError as error:
@@ -99,7 +109,7 @@ def build_sharded(strategy: Any, pretrained: str | None, architecture: str | dic
     if problem is not None:
         raise ValueError(problem)
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **attention_setting(attention))
     model.generation_config = generation
     strategy.shard(model)
     model.to_empty(device=strategy.root_device)

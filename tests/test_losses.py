@@ -35,14 +35,12 @@ LEAST = """
 import resource, sys, torch
 from lit_cpt import losses
 torch.set_num_threads(1)
-if sys.argv[1] == "chunks":
-    torch.nn.__dict__.pop("LinearCrossEntropyOptions", None)
 hidden, weight = torch.randn(1024, 32, requires_grad=True), torch.randn(256_000, 32).requires_grad_()
 targets, before = torch.randint(0, 256_000, (1024,)), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 if sys.argv[1] == "reference":
     torch.nn.functional.cross_entropy((hidden @ weight.T).float(), targets).backward()
 else:
-    losses.linear_cross_entropy(hidden, weight, targets).backward()
+    losses.linear_cross_entropy(hidden, weight, targets)[0].backward()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -58,47 +56,60 @@ def gradients(loss, *of):
     return torch.autograd.grad(loss, of)
 
 
-@pytest.fixture
-def no_torch_function(monkeypatch):
-    """As on torch 2.11 and 2.12."""
-    monkeypatch.delattr(torch.nn, "LinearCrossEntropyOptions", raising=False)
-
-
 @settings(deadline=None, max_examples=30)
 @given(st.integers(1, 200), st.integers(2, 300), st.sampled_from([0.0, 1e-3]), st.booleans())
 def test_value_and_gradients_are_those_of_all_logits(rows, vocabulary, z_loss, biased):
     hidden, weight, targets = problem(rows, 8, vocabulary)
     bias = torch.linspace(-1, 1, vocabulary, requires_grad=True) if biased else None
     of = [hidden, weight, *([bias] if biased else [])]
-    found = linear_cross_entropy(hidden, weight, targets, bias, z_loss)
+    found, each = linear_cross_entropy(hidden, weight, targets, bias, z_loss)
     logits = F.linear(hidden, weight, bias)
     wanted = F.cross_entropy(logits, targets) + z_loss * logits.logsumexp(-1).square().mean()
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(each, token_losses(logits, targets, z_loss).detach(), rtol=1e-5, atol=1e-5)
     for mine, theirs in zip(gradients(found, *of), gradients(wanted, *of), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
-
-
-def test_chunks_of_our_own_agree_with_torchs_function(no_torch_function):
-    hidden, weight, targets = problem()
-    wanted = F.cross_entropy(hidden @ weight.T, targets)
-    found = linear_cross_entropy(hidden, weight, targets)
-    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
-    for mine, theirs in zip(gradients(found, hidden, weight), gradients(wanted, hidden, weight), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
 
 
 def test_in_bfloat16_the_loss_is_not_rounded():
     hidden, weight, targets = problem(dtype=torch.bfloat16)
     wanted = F.cross_entropy((hidden @ weight.T).float(), targets)
-    found = linear_cross_entropy(hidden, weight, targets)
-    assert found.dtype == torch.float32
+    found, each = linear_cross_entropy(hidden, weight, targets)
+    assert found.dtype == each.dtype == torch.float32
     assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    for mine, theirs in zip(gradients(found, hidden, weight), gradients(wanted, hidden, weight), strict=True):
+        assert float((mine - theirs).norm() / theirs.norm()) < 5e-3
+
+
+@pytest.mark.parametrize("frozen", [(), (0,), (1,), (0, 1)])
+def test_what_is_frozen_gets_no_gradient(frozen):
+    given = problem()
+    for place in frozen:
+        given[place].requires_grad_(False)
+    found, each = linear_cross_entropy(*given)
+    assert not each.requires_grad
+    assert found.requires_grad is (len(frozen) < 2)
+    if found.requires_grad:
+        found.backward()
+        assert [one.grad is None for one in given[:2]] == [place in frozen for place in (0, 1)]
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients_the_loss_is_the_same_and_no_slopes_are_made(mode, monkeypatch):
+    given = problem()
+    wanted = linear_cross_entropy(*given)[0].detach()
+    monkeypatch.setattr(torch.Tensor, "addmm_", None)
+    with mode():
+        found, each = linear_cross_entropy(*given)
+    assert not found.requires_grad
+    assert torch.equal(found, wanted)
+    assert float(each.mean()) == pytest.approx(float(found))
 
 
 def test_under_autocast_the_head_computes_in_its_dtype():
     hidden, weight, targets = problem()
     with torch.autocast("cpu", torch.bfloat16):
-        found = linear_cross_entropy(hidden, weight, targets)
+        found, _ = linear_cross_entropy(hidden, weight, targets)
     wanted = F.cross_entropy((hidden.bfloat16() @ weight.bfloat16().T).float(), targets)
     assert float(found.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
 
@@ -108,12 +119,11 @@ def test_a_chunks_logits_are_a_quarter_of_the_heads_gradient(width):
     assert chunk_rows(width) == max(LEAST_ROWS, width // 4)
 
 
-@pytest.mark.parametrize("way", ["as it comes", "chunks"])
-def test_at_a_vocabulary_of_256_000_memory_is_a_quarter_at_most(way):
+def test_at_a_vocabulary_of_256_000_memory_is_a_quarter_at_most():
     def peak(of):
         return int(subprocess.run([sys.executable, "-c", LEAST, of], capture_output=True, text=True, check=True).stdout)
 
-    assert peak(way) <= peak("reference") / 4
+    assert peak("chunks") <= peak("reference") / 4
 
 
 # Models --------------------------------------------------------------------------------------------------
@@ -141,6 +151,8 @@ def test_every_model_has_the_loss_of_its_own_logits(architecture, z_loss, always
     assert loss.plain is (architecture in PLAIN)
     assert model.training
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+    alone = [loss_of_all_logits(model, block[None], z_loss).detach() for block in blocks]
+    torch.testing.assert_close(loss.of_samples, torch.stack(alone), rtol=1e-5, atol=1e-5)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     for mine, theirs in zip(torch.autograd.grad(found, weights, allow_unused=True),
                             torch.autograd.grad(wanted, weights, allow_unused=True), strict=True):
@@ -177,6 +189,51 @@ def test_masked_documents_are_trained_as_if_each_stood_alone(architecture, small
         count += len(part)
     torch.testing.assert_close(loss(block), alone / count, rtol=1e-5, atol=1e-5)
     assert abs(float((NextTokenLoss(model)(block) - alone / count).detach())) > 1e-6
+
+
+def packed(seed, *shape):
+    """Tokens in which 7 ends documents."""
+    tokens = torch.randint(8, V, shape, generator=torch.Generator().manual_seed(seed))
+    tokens[0, 5] = tokens[0, 20] = tokens[-1, 11] = 7
+    return tokens
+
+
+class OnlyAlone(torch.nn.Module):
+    """Keeps documents apart in a single sequence only, as transformers' flash attention does."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, input_ids, position_ids=None, **given):
+        alone = {"position_ids": position_ids} if len(input_ids) == 1 else {}
+        return self.model(input_ids=input_ids, **alone, **given)
+
+
+def test_samples_joined_into_one_sequence_are_trained_as_if_apart():
+    torch.manual_seed(0)
+    model, blocks = build_model(None, PLAIN[0]).train(), packed(0, 3, 33)
+    apart, joined = NextTokenLoss(model, eos=7), NextTokenLoss(OnlyAlone(model), eos=7, joined=True)
+    torch.testing.assert_close(joined(blocks), apart(blocks), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(joined.of_samples, apart.of_samples, rtol=1e-6, atol=1e-6)
+
+
+def test_a_model_that_keeps_documents_apart_only_in_a_single_sequence_is_refused_a_batch():
+    loss = NextTokenLoss(OnlyAlone(build_model(None, PLAIN[0])), eos=7)
+    with pytest.raises(ValueError, match="OnlyAlone cannot keep the documents of a sequence apart"):
+        loss(packed(0, 2, 33))
+
+
+@pytest.mark.slow
+def test_flex_attention_keeps_documents_apart_with_the_same_loss():
+    found, blocks = [], packed(0, 2, 33)
+    for attention in ("sdpa", "flex_attention"):
+        torch.manual_seed(0)
+        loss = NextTokenLoss(build_model(None, {**PLAIN[0], "hidden_size": 64}, attention=attention), eos=7)
+        with torch.no_grad():  # on a CPU it has no backward pass
+            found.append((float(loss(blocks)), loss.apart))
+    assert found[0] == (pytest.approx(found[1][0], abs=1e-6), True)
+    assert found[1][1]
 
 
 def test_a_model_that_cannot_keep_documents_apart_is_refused():

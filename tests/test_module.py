@@ -5,7 +5,7 @@ import json
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import LENGTH, VOCABULARY, SaveAt, fit, make_trainer, named_block, same_weights
+from conftest import LENGTH, VOCABULARY, SaveAt, fit, make_trainer, name_of, named_block, same_weights
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
@@ -366,16 +366,81 @@ def test_metrics_are_seen_by_callbacks_at_the_end_of_the_step_and_still_after_a_
     assert second.seen == {step: first.seen[step] for step in range(5, STEPS + 1)}
 
 
-def test_the_sum_of_the_losses_since_the_last_log_is_of_whole_steps(sources, tiny, tmp_path):
+def test_the_sums_since_the_last_log_are_of_whole_steps(sources, tiny, tmp_path):
     class Halfway(SaveAt):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             trainer.save_checkpoint(self.folder / f"batch-{batch_idx + 1}.ckpt")
 
     fit(module_of(tiny), data_of(sources, micro_batch=2), tmp_path, Halfway(tmp_path), max_steps=3, log_every_n_steps=9)
-    sums = [torch.load(tmp_path / f"batch-{batch}.ckpt", weights_only=False)["lit_cpt_state"] for batch in range(1, 7)]
-    assert [saved["summed_steps"] for saved in sums] == [0, 1, 1, 2, 2, 3]
-    assert [saved["summed_loss"] for saved in sums[1::2]] == [saved["summed_loss"] for saved in [*sums[2::2], sums[5]]]
-    assert 3.5 < sums[1]["summed_loss"] < 4.7  # one step's mean, about ln 64
+    sums = [torch.load(tmp_path / f"batch-{batch}.ckpt", weights_only=True)["lit_cpt_state"]["sums"]
+            for batch in range(1, 7)]
+    assert [float(saved.get("micro_batches", 0)) for saved in sums] == [0, 2, 2, 4, 4, 6]
+    assert [saved["loss"] for saved in sums[1::2]] == [saved["loss"] for saved in [*sums[2::2], sums[5]]]
+    assert 3.5 < sums[1]["loss"] / 2 < 4.7  # one step's mean, about ln 64
+
+
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_the_training_loss_of_each_source_is_that_of_its_samples_and_the_same_after_a_resume(
+        kind, sources, tiny, tmp_path):
+    class ByHand(ContinuedPretraining):
+        found = ()
+
+        def training_step(self, batch, batch_idx):
+            with torch.no_grad():
+                alone = [self.loss(block[None]) for block in batch]
+            self.found = [*self.found, *((name_of(block)[0], float(one)) for block, one in zip(
+                batch, alone, strict=True))]
+            return super().training_step(batch, batch_idx)
+
+    routed = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 2}
+    architecture = {**tiny, **(routed if kind == "mixtral" else {})}
+    runs = {}
+    for run, resume in (("whole", None), ("resumed", tmp_path / "step-5.ckpt")):
+        torch.manual_seed(0)
+        module, logger = ByHand(recipe_of(), architecture=architecture), TensorBoardLogger(
+            tmp_path, name="", version=run)
+        saves = [] if resume else [SaveAt(tmp_path, 5)]
+        fit(module, data_of(sources, micro_batch=2, workers=2), tmp_path, PhaseSwitchCallback(), *saves,
+            resume=resume, logger=logger, log_every_n_steps=3)
+        logger.finalize("success")
+        runs[run] = (module.found, scalars(tmp_path / run))
+    found, values = runs["whole"]
+    for step in (3, 6, 9):
+        interval = found[(step - 3) * GLOBAL : step * GLOBAL]
+        for source, name in enumerate(sources):
+            own = [loss for place, loss in interval if place == source]
+            assert (step in values.get(f"train/{name}/loss", {})) is bool(own)
+            if own:
+                assert values[f"train/{name}/loss"][step] == pytest.approx(sum(own) / len(own), rel=2e-6)
+        parts = [values[f"train/{name}/loss"][step] * sum(place == source for place, _ in interval)
+                 for source, name in enumerate(sources) if step in values.get(f"train/{name}/loss", {})]
+        assert sum(parts) / len(interval) == pytest.approx(values["train/loss"][step], abs=1e-6)
+    resumed = runs["resumed"][1]
+    assert resumed == {name: {step: value for step, value in points.items() if step in (6, 9)}
+                       for name, points in values.items() if {6, 9} & points.keys()}
+    assert ("router/busiest" in resumed) is (kind == "mixtral")
+    assert "train/c/loss" in resumed  # of which the second phase wholly is
+
+
+def test_a_subclass_with_other_samples_than_the_streams_has_no_loss_by_source(sources, tiny, tmp_path):
+    class First(ContinuedPretraining):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch[:1], batch_idx)
+
+    module = First(recipe_of(), architecture=tiny)
+    fit(module, data_of(sources), tmp_path, max_steps=2, log_every_n_steps=1)
+    assert "train/loss" in module.published
+    assert not {f"train/{name}/loss" for name in sources} & module.published.keys()
+
+
+def test_attention_is_computed_as_is_asked_and_flex_is_not_trained_on_a_cpu(sources, tiny, tmp_path):
+    module = module_of(tiny, architecture=tiny, attention="eager")
+    fit(module, data_of(sources), tmp_path, max_steps=1)
+    assert module.model.config._attn_implementation == "eager"
+    module = module_of(tiny, architecture=tiny, attention="flex_attention")
+    with pytest.raises(ValueError, match=r"model\.attention=flex_attention: on a CPU torch has no backward pass"):
+        fit(module, data_of(sources), tmp_path)
+    assert module.model is None
 
 
 def test_a_resume_as_another_run_is_refused_unless_the_data_module_allows_it(logged, sources, tiny, tmp_path):

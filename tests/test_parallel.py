@@ -15,6 +15,7 @@ from harness_world import build_tokenizer
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from lit_cpt.cli import main
+from lit_cpt.losses import NextTokenLoss
 from lit_cpt.parallel import ShardedStrategy, blocks_of, mesh_of, shard
 from lit_cpt.weights import build_model, load_weights, read_moments
 
@@ -53,6 +54,12 @@ def assert_equal(mine, other, within=0.0):
         assert mine[part].keys() == other[part].keys()
         for name, value in other[part].items():
             assert float((mine[part][name] - value).abs().max()) <= within, (part, name)
+
+
+def assert_logged_alike(mine, other):
+    """The last metrics of two runs, which are of an interval that holds the cut."""
+    assert {"train/loss", "train/a/loss", "train/b/loss", "train/c/loss"} <= other["published"].keys()
+    assert mine["published"] == pytest.approx(other["published"], rel=1e-5)
 
 
 def save_tokenizer(folder):
@@ -103,6 +110,37 @@ def test_sharding_over_one_rank_leaves_the_names_and_the_loss(tmp_path):
         torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "moe"])
+def test_compiled_blocks_train_alike_and_tell_of_their_routers(kind, tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    found = []
+    try:
+        for compiled in (False, True):
+            torch.manual_seed(0)
+            model = build_model(None, MODELS[kind]).train()
+            shard(model, mesh_of("cpu", 1, 1), compile=compiled)
+            assert all((block._compiled_call_impl is not None) is compiled for block in blocks_of(model))
+            loss_of = NextTokenLoss(model, router_loss=0.1 * (kind == "moe"))
+            optimizer, losses, loads = torch.optim.AdamW(model.parameters(), lr=1e-2), [], []
+            for seed in range(3):
+                loss = loss_of(torch.randint(0, VOCABULARY, (2, 9), generator=torch.Generator().manual_seed(seed)))
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                losses.append(float(loss.detach()))
+                loads += loss_of.routing.noted["router/loads"].tolist() if loss_of.routing else []
+            found.append((losses, loads, [weight.full_tensor().detach() for weight in model.parameters()]))
+    finally:
+        torch.distributed.destroy_process_group()
+    (losses, loads, weights), (again, loads_again, weights_again) = found
+    assert again == pytest.approx(losses, abs=1e-5)
+    assert loads_again == loads
+    assert (len(loads) > 0) is (kind == "moe")
+    for mine, theirs in zip(weights_again, weights, strict=True):
+        assert float((mine - theirs).abs().max()) <= 1e-5
+
+
 # Runs ----------------------------------------------------------------------------------------------------
 
 
@@ -127,6 +165,7 @@ def test_a_resumed_run_is_the_whole_one_to_the_bit(cut, sources):
     assert resumed["losses"] == whole["losses"][-len(resumed["losses"]):]
     assert len(resumed["losses"]) == 2 * (STEPS - STOP)  # micro-batches
     assert_equal(resumed, whole)
+    assert_logged_alike(resumed, whole)
 
 
 @pytest.mark.slow
@@ -134,6 +173,7 @@ def test_one_rank_goes_on_where_two_were(cut, sources):
     folder, model, whole = cut
     resumed = train(folder / "alone", 1, sources, model, resume=newest(folder / "cut"))
     assert_equal(resumed, whole, within=1e-6)
+    assert_logged_alike(resumed, whole)
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from conftest import LENGTH, fit
-from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.checkpoint import checkpoint
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
@@ -14,7 +13,7 @@ from lit_cpt.data import BlendDataModule
 from lit_cpt.losses import NextTokenLoss
 from lit_cpt.module import ContinuedPretraining
 from lit_cpt.recipe import Phase, Recipe
-from lit_cpt.routing import Routing, balance_loss, dealt, is_routed
+from lit_cpt.routing import Routing, balance_loss, dealt, is_routed, router_metrics
 from lit_cpt.schedules import Cosine
 from lit_cpt.weights import build_model
 
@@ -85,7 +84,7 @@ def test_recomputed_blocks_give_the_same_loss_gradients_and_load():
         loss = loss_of(BLOCKS)
         loss.backward()
         found.append((float(loss.detach()), [parameter.grad.clone() for parameter in model.parameters()],
-                      loss_of.routing.loads))
+                      loss_of.routing.noted["router/loads"]))
     (one, ones, load), (other, others, again) = found
     assert one == other
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(ones, others, strict=True))
@@ -99,15 +98,14 @@ def test_a_model_without_routers_is_refused_a_loss_of_them(tiny):
         NextTokenLoss(build_model(None, tiny), router_loss=0.1)
 
 
-def test_metrics_are_of_the_time_since_they_were_last_taken():
-    routing, strategy = Routing(built(MIXTRAL), 0.5), SingleDeviceStrategy("cpu")
-    assert routing.take(strategy) == {}
+def test_metrics_are_the_mean_loss_and_the_most_uneven_loads():
+    routing = Routing(built(MIXTRAL), 0.5)
     skewed = torch.tensor([[3.0, 2.0, 0.0, 0.0]]).repeat(10, 1)
     assert float(routing.loss([skewed, skewed])) == pytest.approx(0.5 * float(balance_loss([skewed], 2)))
-    taken = routing.take(strategy)
-    assert (float(taken["router/busiest"]), float(taken["router/idlest"])) == (2.0, 0.0)
-    assert float(taken["router/loss"]) == pytest.approx(float(balance_loss([skewed], 2)))
-    assert routing.take(strategy) == {}
+    logged = router_metrics({name: 3 * value for name, value in routing.noted.items()}, torch.tensor(3.0))
+    assert (float(logged["router/busiest"]), float(logged["router/idlest"])) == (2.0, 0.0)
+    assert float(logged["router/loss"]) == pytest.approx(float(balance_loss([skewed], 2)))
+    assert router_metrics({"loss": torch.ones(())}, torch.tensor(3.0)) == {}
 
 
 def test_a_run_logs_its_routers_and_evens_them_out_if_asked(sources, tmp_path):

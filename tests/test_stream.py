@@ -150,6 +150,24 @@ def test_a_state_saved_by_one_rank_resumes_on_two_and_on_none_is_a_sample_lost(s
         [(0, FIRST)], 80)[40:]
 
 
+@pytest.mark.parametrize(("world", "batch_size", "shards", "workers"), [
+    (1, 4, 1, 0), (2, 2, 1, 2), (1, 8, 4, 2), (2, 1, 4, 0)])
+def test_a_loader_tells_the_sources_of_its_last_batch(sources, as_rank, world, batch_size, shards, workers):
+    state, at = None, 2 * 4 * batch_size * world  # of eight batches, the middle
+    for rank in range(world):
+        as_rank(rank, world)
+        loader = loader_of(sources, batch_size=batch_size, shards=shards, workers=workers)
+        if state is not None:
+            loader.load_state_dict(state)
+        loader.plan([(loader.position + at, SECOND)])
+        for number, batch in enumerate(itertools.islice(iter(loader), 24)):
+            assert loader.sources == [name_of(block)[0] for block in batch]
+            if number == 15:
+                loader.set_weights({"c": 1.0})
+        state = {**loader.state_dict(), "legs": loader.state_dict()["legs"][:1]}
+        assert loader.sources == [2] * batch_size
+
+
 # Shards ------------------------------------------------------------------------------------------------
 
 # a (400 blocks) is cut into 4; b and c are too small to be.

@@ -68,6 +68,22 @@ def test_a_model_is_either_continued_or_new(given):
         build_model(*given)
 
 
+@pytest.mark.parametrize(("attention", "says"), [
+    ("flashy", "attention='flashy' cannot be had for architecture=.*not supported.*Leave it out"),
+    ("flash_attention_2", "attention='flash_attention_2' cannot be had for architecture=.*installed"),
+])
+def test_attention_that_cannot_be_had_is_refused_by_its_name(tiny, attention, says):
+    with pytest.raises(ValueError, match=says):
+        build_model(None, tiny, attention=attention)
+
+
+def test_attention_is_that_which_was_asked_for_also_of_a_saved_model(tiny, tmp_path):
+    build(tiny).save_pretrained(tmp_path)
+    for given in ((str(tmp_path), None), (None, tiny)):
+        for attention, found in (("eager", "eager"), ("sdpa", "sdpa"), (None, "sdpa")):
+            assert build_model(*given, attention=attention).config._attn_implementation == found
+
+
 def test_a_folder_without_a_model_is_refused_by_its_path(tmp_path):
     with pytest.raises(ValueError, match=rf"pretrained='{tmp_path}' cannot be read: .*config\.json"):
         build_model(str(tmp_path), None)

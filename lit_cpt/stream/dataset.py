@@ -171,15 +171,29 @@ class BlendedStreamingDataset(CombinedStreamingDataset):
             (source, draw, shard, turn) of each sample, shape (samples of this rank, 4), and `turns` at ``stop``.
         """
         chosen, draws = self.history.draws(start, stop, self.history.counts(start))
+        mine = self.places(start, stop)
         if self.shards == 1:
-            mine = np.arange(stop - start).reshape(-1, self.world_size, self.batch_size)[:, self.rank].ravel()
             none = np.zeros(len(mine), np.int64)
             return np.stack([chosen[mine], draws[mine], none, none], 1), turns
         shard = np.arange(start, stop) % self.shards
         turn, counts = numbered(chosen * self.shards + shard, turns.ravel())
-        mine = np.flatnonzero(shard * self.world_size // self.shards == self.rank)
         shard[~np.array([shards_of(self.blocks[name], self.shards) > 1 for name in self.names])[chosen]] = 0
         return np.stack([chosen, draws, shard, turn], 1)[mine], counts.reshape(turns.shape)
+
+    def places(self, start: int, stop: int) -> Integers:
+        """Places of this rank's samples among samples ``start`` to ``stop``, which are whole rounds."""
+        if self.shards == 1:
+            return np.arange(stop - start).reshape(-1, self.world_size, self.batch_size)[:, self.rank].ravel()
+        return np.flatnonzero(np.arange(start, stop) % self.shards * self.world_size // self.shards == self.rank)
+
+    def sources_of_batch(self, position: int) -> list[int]:
+        """Source of each sample of this rank's batch that begins at ``position``, by its place in ``names``."""
+        begun = position % self.round if self.shards > 1 else 0  # of its round
+        start = position - begun
+        first = begun // self.world_size
+        mine = self.places(start, start + self.round)[first : first + self.batch_size]
+        chosen: list[int] = self.history.choose(start, start + self.round)[mine].tolist()
+        return chosen
 
     def state(self, position: int) -> dict[str, Any]:
         """All that is needed to go on at ``position``: plain values, a few hundred bytes, of no rank or worker."""

@@ -49,6 +49,11 @@ class BlendedDataLoader(StreamingDataLoader):
         return position_of(trained, self.dataset.passed)
 
     @property
+    def sources(self) -> list[int]:
+        """Source of each sample of the batch handed out last, by its place in ``dataset.names``."""
+        return self.dataset.sources_of_batch(self.position - self.stride)
+
+    @property
     def stride(self) -> int:
         """Samples in one batch, all ranks together."""
         return int(self.batch_size or 1) * self.dataset.world_size

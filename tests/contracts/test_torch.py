@@ -227,14 +227,3 @@ def test_a_compiled_model_holds_the_one_that_was_compiled():
     model = nn.Linear(2, 2)
     with relied_on("lit_cpt/harness/network.py", "the model inside is evaluated, which compiles nothing"):
         assert torch.compile(model)._orig_mod is model
-
-
-# The loss ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyOptions"), reason="this torch has no linear_cross_entropy")
-def test_linear_cross_entropy_rounds_its_result_to_the_dtype_of_its_inputs():
-    hidden, weight, targets = torch.randn(8, 4).bfloat16(), torch.randn(16, 4).bfloat16(), torch.arange(8)
-    found = nn.functional.linear_cross_entropy(hidden, weight, targets, options=nn.LinearCrossEntropyOptions())
-    with worked_around("lit_cpt/losses.py", "in bf16 the chunks are our own, whose loss is fp32"):
-        assert found.dtype == torch.bfloat16

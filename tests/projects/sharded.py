@@ -84,14 +84,15 @@ def main() -> None:
     module, diary = ContinuedPretraining(recipe, **GIVEN["model"]), Diary()
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     trainer = pl.Trainer(accelerator="cpu", devices=ranks, strategy=Strategy(**GIVEN.get("strategy", {})),
-                         default_root_dir=str(run), max_epochs=1, logger=False, enable_progress_bar=False,
-                         enable_model_summary=False, use_distributed_sampler=False,
+                         default_root_dir=str(run), max_epochs=1, logger=False, log_every_n_steps=4,
+                         enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
                          callbacks=[diary, RunCheckpointCallback(**GIVEN.get("checkpoints", {}))])
     trainer.fit(module, datamodule=data, ckpt_path=GIVEN.get("resume"))
     run.mkdir(parents=True, exist_ok=True)
     if trainer.is_global_zero:
         torch.save({"losses": diary.losses, "norms": diary.norms, "weights": diary.weights, "moments": diary.moments,
-                    "lr": trainer.optimizers[0].param_groups[0]["lr"]}, run / "result.pt")
+                    "published": module.published, "lr": trainer.optimizers[0].param_groups[0]["lr"]},
+                   run / "result.pt")
 
 
 if __name__ == "__main__":
