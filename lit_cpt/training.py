@@ -25,7 +25,7 @@ from lit_cpt.arguments import advised, known_keys
 from lit_cpt.checkpoints import folder_of, found_checkpoint, newest_whole
 from lit_cpt.data import BlendDataModule
 from lit_cpt.module import ContinuedPretraining
-from lit_cpt.parallel import leave
+from lit_cpt.parallel import data_rank, leave
 from lit_cpt.plan import Plan, plan, render, source_blocks
 from lit_cpt.recipe import Recipe
 from lit_cpt.restarts import asked_for, check_agreement, lost_rank
@@ -137,7 +137,7 @@ class TrainingCLI(LightningCLI):
         if not self.trainer.is_global_zero:  # one rank tells what all of them do
             logging.getLogger("lit_cpt").setLevel(logging.WARNING)
         checkpoint = self.resolve_checkpoint()
-        self.datamodule.batch.accumulation(self.trainer.world_size)
+        self.datamodule.batch.accumulation(data_rank(self.trainer)[1])
         check_model(self.model)
         if self.model.optimizer_state is not None and checkpoint is None:
             moments_file(self.model.optimizer_state)

@@ -14,7 +14,8 @@ FLOORS = [
     "publishing",
     "units schedules blends events manifest documents intervals shelf sandbox",
     "recipe shards remote occasions evaluations",
-    "plan orders identity store footprint score_changes background routing",
+    "plan orders identity store footprint score_changes background routing "
+    "tensor_parallel",
     "stream prepare parallel losses weights report checkpoints counters",
     "microworld harness consolidation model_size",
     "data module ablation outlook",
