@@ -149,6 +149,8 @@ class EvalCallback(Callback):
         self.evaluated = trainer.global_step
         try:
             found = self.ask(trainer, pl_module, reasons)
+            if sharing(trainer.strategy) is not None:  # each tensor rank judged programs, whose time may have run out
+                found = trainer.strategy.broadcast(found)
             stop = self.interrupted(trainer)()
             if trainer.world_size > 1:
                 stop = trainer.strategy.reduce_boolean_decision(stop, all=False)

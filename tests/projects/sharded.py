@@ -95,7 +95,8 @@ def main() -> None:
     if trainer.is_global_zero:
         group = sharing(trainer.strategy)
         torch.save({"losses": diary.losses, "norms": diary.norms, "weights": diary.weights, "moments": diary.moments,
-                    "asking": torch.distributed.get_world_size(group), "lr": trainer.optimizers[0].param_groups[0]["lr"]}, run / "result.pt")
+                    "asking": torch.distributed.get_world_size(group),
+                    "lr": trainer.optimizers[0].param_groups[0]["lr"]}, run / "result.pt")
 
 
 if __name__ == "__main__":
