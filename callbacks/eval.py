@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch.distributed import ProcessGroup
 
 from lit_cpt.checkpoints import saving_callbacks
 from lit_cpt.evaluations import Evaluation, evaluations_in, write_evaluation
@@ -23,6 +24,7 @@ from lit_cpt.harness.record import evaluation_of
 from lit_cpt.harness.subject import model_of, tokenizer_of
 from lit_cpt.harness.suite import Effort, Suite
 from lit_cpt.occasions import Occasions, Position
+from lit_cpt.parallel import ShardedStrategy
 from lit_cpt.pauses import paused
 from lit_cpt.sandbox import Sandbox
 from lit_cpt.score_changes import summary_line, tags
@@ -149,6 +151,8 @@ class EvalCallback(Callback):
         try:
             with paused(trainer):
                 found = self.ask(trainer, pl_module, reasons)
+            if sharing(trainer.strategy) is not None:  # each tensor rank judged programs, whose time may have run out
+                found = trainer.strategy.broadcast(found)
             stop = self.interrupted(trainer)()
             if trainer.world_size > 1:
                 stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
@@ -176,7 +180,7 @@ class EvalCallback(Callback):
             results = evaluate(model, self.tokenizer, asked, suite.root, limit=suite.limit, seed=suite.seed,
                                token_budget=self.effort.token_budget, deadline=self.effort.seconds,
                                sandbox=self.sandbox, kept=self.kept, options=options,
-                               interrupted=self.interrupted(trainer))
+                               interrupted=self.interrupted(trainer), group=sharing(trainer.strategy))
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             torch.cuda.empty_cache()  # keys and values of odd sizes would fragment what training needs
         now = position_of(trainer, pl_module)
@@ -235,18 +239,25 @@ def show(trainer: Trainer, values: dict[str, float]) -> None:
     trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
 
 
+def sharing(strategy: Any) -> ProcessGroup | None:
+    """The ranks that share the work, where not all do."""
+    return strategy.data_group if isinstance(strategy, ShardedStrategy) else None
+
+
 def refuse_strategy(strategy: Any) -> None:
     """Refuse strategies under which a model cannot be called outside of its training step.
 
     Raises:
-        ValueError: FSDP of the first kind, DeepSpeed, or tensor parallelism.
+        ValueError: FSDP of the first kind, DeepSpeed, or tensor parallelism of another strategy than ours.
     """
     if isinstance(strategy, (FSDPStrategy, DeepSpeedStrategy)):
         raise ValueError(f"EvalCallback cannot call a model under {type(strategy).__name__}. Use ModelParallelStrategy "
                          "with torch's fully_shard (FSDP2), or evaluate checkpoints with `lit-cpt eval`.")
-    if isinstance(strategy, ModelParallelStrategy) and strategy.device_mesh["tensor_parallel"].size() > 1:
-        raise ValueError("EvalCallback does not work with tensor parallelism yet. Use tensor_parallel_size=1, or "
-                         "evaluate checkpoints with `lit-cpt eval`.")
+    if isinstance(strategy, ModelParallelStrategy) and not isinstance(strategy, ShardedStrategy) and (
+            strategy.device_mesh["tensor_parallel"].size() > 1):
+        raise ValueError(f"EvalCallback does not know how {type(strategy).__name__} splits a model over tensor ranks. "
+                         "Use tensor_parallel_size=1 or lit_cpt.parallel.ShardedStrategy, or evaluate checkpoints with "
+                         "`lit-cpt eval`.")
 
 
 def position_of(trainer: Trainer, module: LightningModule) -> Position:

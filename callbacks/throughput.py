@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from lit_cpt.footprint import GIB, peak_flops
 from lit_cpt.model_size import model_size
+from lit_cpt.parallel import data_rank
 from lit_cpt.pauses import paused, paused_seconds
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,7 @@ class ThroughputCallback(Callback):
                            batch_idx: int) -> None:
         """Count a batch, and tell if it is time."""
         rows, length = trained_shape(pl_module, batch)
-        self.tokens += rows * length * trainer.world_size
+        self.tokens += rows * length * data_rank(trainer)[1]
         if not trainer.fit_loop._should_accumulate() and (
                 trainer.global_step % trainer.log_every_n_steps == 0):  # type: ignore[attr-defined]
             self.tell(trainer, pl_module, length)

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from lit_cpt.json_lines import append_line
 from lit_cpt.ledger import LEDGER, Counts, added, by_phase, cut_ledger, drawn, repeated, shares
+from lit_cpt.parallel import data_rank
 from lit_cpt.phases import phase_of, phases_begun
 from lit_cpt.stream import BlendedDataLoader
 from lit_cpt.stream.fetching import train_loaders
@@ -67,7 +68,7 @@ class TokenLedgerCallback(Callback):
         accumulating = trainer.fit_loop._should_accumulate()
         if not ours:
             phase = phase_of(phases_begun(trainer), trainer.global_step + accumulating)
-            self.counted[phase] = self.counted.get(phase, 0) + len(sequences) * trainer.world_size
+            self.counted[phase] = self.counted.get(phase, 0) + len(sequences) * data_rank(trainer)[1]
         if not accumulating and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.write(trainer, pl_module)
 

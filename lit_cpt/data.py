@@ -10,11 +10,11 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from litdata import StreamingDataset, TokensLoader
-from litdata.utilities.env import _DistributedEnv
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_cpt.manifest import VALIDATION, Manifest
 from lit_cpt.orders import SourceOrder
+from lit_cpt.parallel import data_rank, ranks_alike
 from lit_cpt.plan import blocks_in, validated
 from lit_cpt.prepare.tokens import load_tokenizer, tokenizer_fingerprint
 from lit_cpt.recipe import Batch, Recipe
@@ -27,6 +27,7 @@ from lit_cpt.stream import (
     check_tokenizers,
     chunk_bounds,
     collate,
+    detected_share,
     open_source,
 )
 
@@ -108,7 +109,7 @@ class BlendDataModule(pl.LightningDataModule):
         check_tokenizers(self.folders, *self.model_fingerprint())
         if stage != "fit" or self.trainer is None:
             return
-        accumulation = self.batch.accumulation(self.trainer.world_size)
+        accumulation = self.batch.accumulation(data_rank(self.trainer)[1])
         if self.trainer.accumulate_grad_batches not in (1, accumulation):
             raise ValueError(f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches}, but "
                              f"global_batch and micro_batch make it {accumulation}: leave it out.")
@@ -129,7 +130,10 @@ class BlendDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> BlendedDataLoader:
         """The blended stream."""
         assert self.trainer is not None
-        return self.loader(self.trainer.world_size)
+        rank, ranks = data_rank(self.trainer)
+        loader = self.loader(ranks)
+        loader.share = rank, ranks
+        return loader
 
     def loader(self, world_size: int, workers: int | None = None) -> BlendedDataLoader:
         """The blended stream as one of ``world_size`` ranks reads it, with other ``workers`` if given."""
@@ -139,7 +143,8 @@ class BlendDataModule(pl.LightningDataModule):
         dataset.may_change = frozenset(self.allow_change)
         dataset.pass_over(*((first * self.batch.global_batch, stop * self.batch.global_batch)
                             for first, stop in self.pass_over))
-        here = min(world_size, getattr(self.trainer, "num_devices", 1))  # ranks of this node
+        devices = getattr(self.trainer, "num_devices", 1) // ranks_alike(self.trainer)
+        here = min(world_size, max(1, devices))  # ranks of this node
         self.staging.check(self.used, max(1, self.shards // world_size) * here, self.window)
         total = self.recipe.steps(self.batch.tokens_per_step) * self.batch.accumulation(world_size)
         return BlendedDataLoader(dataset, self.batch.micro_batch, total, collate_fn=collate,
@@ -155,6 +160,8 @@ class BlendDataModule(pl.LightningDataModule):
         """One loader for each name in `validation_names`."""
         sets = [ValidationBlocks(name, self.folders[name], self.batch.sequence_length, self.validation_blocks,
                                  self.staging) for name in self.validation_names]
+        for blocks in sets:
+            blocks.share = data_rank(self.trainer) if self.trainer is not None else None
         return [DataLoader(blocks, batch_size=self.batch.micro_batch, collate_fn=collate) for blocks in sets]
 
 
@@ -172,20 +179,21 @@ class ValidationBlocks(IterableDataset[Any]):
     def __init__(self, name: str, folder: str, sequence_length: int, count: int, staging: Staging) -> None:
         self.name, self.folder, self.sequence_length, self.count = name, folder, sequence_length, count
         self.staging = staging
+        self.share: tuple[int, int] | None = None  # as of a `BlendedDataLoader`
 
     def __iter__(self) -> Iterator[Any]:
         """This rank's blocks. A split shorter than one block has none."""
         split, name = str(Path(self.folder) / VALIDATION), f"{self.name}/{VALIDATION}"
         if not blocks_in(split, self.sequence_length):
             return
-        environment = _DistributedEnv.detect()
+        rank, ranks = self.share or detected_share()
         store = self.staging.open() if name in self.staging else None
         try:
             dataset = StreamingDataset(split, item_loader=TokensLoader(block_size=self.sequence_length + 1))
             bounds = chunk_bounds(dataset)
             order = SourceOrder(name, [end - begin for begin, end in bounds], 0, 1, shuffle=False)
             reader = SourceReader(name, dataset, [begin for begin, _ in bounds], order, 4, store)
-            for index in range(environment.global_rank or 0, min(self.count, order.total), environment.world_size or 1):
+            for index in range(rank, min(self.count, order.total), ranks):
                 yield reader.read(index, 0, 0)
         finally:
             if store is not None:

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn import functional as F
 
 from lit_cpt.footprint import SMALL, chunk_rows
 from lit_cpt.routing import Routing, is_routed
+from lit_cpt.tensor_parallel import local
 
 log = logging.getLogger(__name__)
 
@@ -222,7 +224,7 @@ class NextTokenLoss:
         if passed.keys() != {"decoder", "head"}:
             return False
         hidden, (given, found) = passed["decoder"].last_hidden_state, passed["head"]
-        return torch.equal(hidden, given) and torch.equal(found, logits)
+        return torch.equal(hidden, local(given)) and torch.equal(found, logits)
 
 
 def can_split(model: Any) -> bool:
@@ -250,5 +252,23 @@ def split_loss(model: Any, inputs: dict[str, Any], targets: torch.Tensor,
     A function of the model, so that FSDP2 can wrap it.
     """
     found, head = model.get_decoder()(**inputs), model.get_output_embeddings()
-    loss, each = linear_cross_entropy(found.last_hidden_state.flatten(0, 1), head.weight, targets, head.bias, z_loss)
+    loss_of = grouped_cross_entropy if isinstance(head.weight, DTensor) else linear_cross_entropy
+    loss, each = loss_of(found.last_hidden_state.flatten(0, 1), head.weight, targets, head.bias, z_loss)
     return loss, each, getattr(found, "router_logits", None)
+
+
+def grouped_cross_entropy(hidden: torch.Tensor, weight: DTensor, targets: torch.Tensor, bias: DTensor | None,
+                          z_loss: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """`linear_cross_entropy` where all ranks of a tensor group have all of it: each does some of the positions."""
+    mesh, partial = weight.device_mesh, [Partial()]
+
+    def mine(value: torch.Tensor) -> torch.Tensor:
+        whole = DTensor.from_local(value, mesh, [Replicate()], run_check=False)
+        return whole.redistribute(placements=[Shard(0)]).to_local()
+
+    wanted = mine(targets)
+    mean, each = linear_cross_entropy(mine(hidden), weight.to_local(grad_placements=partial), wanted,
+                                      bias if bias is None else bias.to_local(grad_placements=partial), z_loss)
+    total = DTensor.from_local(mean * len(wanted), mesh, partial, run_check=False).full_tensor()
+    losses = DTensor.from_local(each, mesh, [Shard(0)], run_check=False, shape=targets.shape, stride=(1,))
+    return total / len(targets), losses.full_tensor()

@@ -16,7 +16,7 @@ from lit_cpt.counters import set_progress, validation_due, validation_pending
 from lit_cpt.events import append_event, read_events
 from lit_cpt.identity import Identity, accepted_changes, identity_of
 from lit_cpt.losses import NextTokenLoss
-from lit_cpt.parallel import ShardedStrategy, reduce_gradients
+from lit_cpt.parallel import ShardedStrategy, data_rank, reduce_gradients
 from lit_cpt.recipe import Batch, Recipe
 from lit_cpt.routing import router_metrics
 from lit_cpt.source_losses import source_metrics, source_sums
@@ -92,7 +92,7 @@ class ContinuedPretraining(pl.LightningModule):
         self.tally = Tally()  # since the last log
         self.gradient_norm: torch.Tensor | float = 0.0
         self.published: dict[str, float] = {}
-        self.validated = False
+        self.validated = self.batch_checked = False
         self.held_max_steps: int | None = None
         self.identity: Identity | None = None
         self.notes: list[tuple[str, dict[str, Any]]] = []  # events to record when training begins
@@ -107,6 +107,7 @@ class ContinuedPretraining(pl.LightningModule):
             raise ValueError("model.attention=flex_attention: on a CPU torch has no backward pass for it. Leave "
                              "model.attention out, or train on a GPU.")
         self.identity, self.tally = None, Tally()
+        self.batch_checked = False
 
     # The model -------------------------------------------------------------------------------------
 
@@ -196,8 +197,11 @@ class ContinuedPretraining(pl.LightningModule):
     def on_train_batch_start(self, batch: torch.Tensor, batch_idx: int) -> None:
         """Let dropout draw by the batch's number, so that a resumed run draws alike."""
         self.validated = False  # the validation before this batch, if there was one, is behind us
+        if not self.batch_checked and isinstance(self.trainer.strategy, ShardedStrategy):
+            self.trainer.strategy.check_shared(batch)
+            self.batch_checked = True
         seed = getattr(self.trainer.datamodule, "seed", 0)  # type: ignore[attr-defined]
-        torch.manual_seed(mixed(seed, batch_idx, self.trainer.global_rank))
+        torch.manual_seed(mixed(seed, batch_idx, data_rank(self.trainer)[0]))
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         """Loss of one micro-batch."""
@@ -358,7 +362,8 @@ class ContinuedPretraining(pl.LightningModule):
         state = checkpoint.get("lit_cpt_state", {})  # older checkpoints have none, or no sums
         self.tally.restore(state.get("sums", {}), self.global_rank, self.trainer.strategy.root_device)
         self.published = dict(state.get("published", {}))
-        self.go_on(checkpoint, batch.accumulation(self.trainer.world_size), state.get("validation_pending", False))
+        accumulation = batch.accumulation(data_rank(self.trainer)[1])
+        self.go_on(checkpoint, accumulation, state.get("validation_pending", False))
 
     def accept_changes(self, saved: dict[str, Any]) -> None:
         """Refuse what may not differ from the saved run; note what may."""

@@ -139,7 +139,7 @@ def layout_of(settings: dict[str, Any], batch: Batch) -> Layout:
     """How a config spreads a run.
 
     Raises:
-        ValueError: It is not told how many devices, or by a strategy that is not ours.
+        ValueError: It is not told how many devices, or by a strategy that is not ours, or with tensor parallelism.
     """
     trainer = settings["trainer"]
     strategy = trainer.get("strategy")
@@ -147,6 +147,9 @@ def layout_of(settings: dict[str, Any], batch: Batch) -> Layout:
         raise ValueError(f"--gpu plans memory for {STRATEGY}, and trainer.strategy is {strategy!r}: add --config "
                          "hardware/sharded, which serves one GPU as well as many.")
     options = strategy.get("init_args") or {}
+    if (tensor := options.get("tensor_parallel") or 1) > 1:
+        raise ValueError(f"--gpu does not plan tensor parallelism, and tensor_parallel is {tensor}: leave it out to "
+                         "plan the same ranks without.")
     ranks = devices(trainer.get("devices")) * int(trainer.get("num_nodes") or 1)
     micro = int(settings["data"].get("micro_batch") or 1)
     if batch.global_batch % (micro * ranks):

@@ -22,10 +22,12 @@ from torch.utils.checkpoint import checkpoint
 
 from lit_cpt.background import BackgroundWriter
 from lit_cpt.publishing import disk_error
+from lit_cpt.tensor_parallel import check_shared, split_over
 
 log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TENSOR = "tensor"  # the dimension of the mesh whose ranks compute each layer together
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -37,6 +39,8 @@ class ShardedStrategy(ModelParallelStrategy):
     Args:
         replicas: Groups of ranks that each hold the whole model, shards spread over the group (HSDP): usually one
             per node, so that weights are gathered within nodes only. 1 shards over all ranks.
+        tensor_parallel: Ranks, next to each other, that compute each layer together, each a part of its heads and
+            width, by the plan that transformers ships with the model. They train on the same samples.
         compute_dtype: Of forward and backward: ``float32`` or ``bfloat16``. Gradients are reduced in fp32.
         activation_checkpointing: Recompute each block in the backward pass instead of keeping its activations.
         compile: Compile each block.
@@ -48,30 +52,35 @@ class ShardedStrategy(ModelParallelStrategy):
             the copy of it in host memory. The next checkpoint and the end of training always do.
 
     Raises:
-        ValueError: A number below 1 or another dtype; later, ranks that cannot be dealt out to the replicas.
+        ValueError: A number below 1 or another dtype; later, ranks that cannot be dealt out, or a model that cannot be
+            split so.
     """
 
     def __init__(self, replicas: int = 1, compute_dtype: Literal["float32", "bfloat16"] = "float32",
                  activation_checkpointing: bool = False, compile: bool = False, reduce_every_micro_batch: bool = True,
-                 distributed_checkpoints: bool = True, wait_for_checkpoints: bool = False, **settings: Any) -> None:
-        if replicas < 1:
-            raise ValueError(f"replicas={replicas} must be at least 1.")
+                 distributed_checkpoints: bool = True, wait_for_checkpoints: bool = False, tensor_parallel: int = 1,
+                 **settings: Any) -> None:
+        for name, value in (("replicas", replicas), ("tensor_parallel", tensor_parallel)):
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
         if compute_dtype not in DTYPES:
             raise ValueError(f"compute_dtype={compute_dtype!r}: choose {' or '.join(DTYPES)}.")
-        super().__init__("auto", 1, save_distributed_checkpoint=distributed_checkpoints, **settings)
-        self.replicas, self.compute_dtype = replicas, DTYPES[compute_dtype]
+        super().__init__("auto", tensor_parallel, save_distributed_checkpoint=distributed_checkpoints, **settings)
+        self.replicas, self.tensor_parallel, self.compute_dtype = replicas, tensor_parallel, DTYPES[compute_dtype]
         self.activation_checkpointing, self.compile = activation_checkpointing, compile
         self.reduce_every_micro_batch = reduce_every_micro_batch
         self.distributed_checkpoints, self.wait_for_checkpoints = distributed_checkpoints, wait_for_checkpoints
         self.writer: BackgroundWriter | None = None
 
     def setup_environment(self) -> None:
-        """Start the ranks and lay out the mesh: all of them hold data."""
-        self._data_parallel_size = self.num_nodes * self.num_processes  # Lightning's own "auto" is one per node
+        """Start the ranks and lay out the mesh: all tensor groups hold data of their own."""
+        ranks = self.num_nodes * self.num_processes
+        check_ranks(ranks, self.replicas, self.tensor_parallel)
+        self._data_parallel_size = ranks // self.tensor_parallel  # Lightning's own "auto" is one per node
         super().setup_environment()
         if self.root_device.type == "cpu":
             atexit.register(leave)  # Lightning does so for NCCL; a gloo rank that just ends may abort instead
-        self.shard_mesh = mesh_of(self.root_device.type, self.world_size, self.replicas)
+        self.shard_mesh = mesh_of(self.root_device.type, self.world_size, self.replicas, self.tensor_parallel)
         if self.distributed_checkpoints:
             self.writer = BackgroundWriter(self.storage_writer, self.root_device.type == "cuda")
 
@@ -82,6 +91,20 @@ class ShardedStrategy(ModelParallelStrategy):
             model: A model of transformers with ``get_decoder().layers``.
         """
         return shard(model, self.shard_mesh, self.compute_dtype, self.activation_checkpointing, self.compile)
+
+    @property
+    def data_group(self) -> dist.ProcessGroup | None:
+        """One rank of each tensor group, this one among them; None where there are no tensor groups."""
+        return self.device_mesh["data_parallel"].get_group() if self.tensor_parallel > 1 else None
+
+    def check_shared(self, batch: torch.Tensor) -> None:
+        """Refuse batches that differ within a tensor group.
+
+        Raises:
+            ValueError: They differ.
+        """
+        if self.tensor_parallel > 1:
+            check_shared(batch, self.shard_mesh[TENSOR])
 
     # Checkpoints -----------------------------------------------------------------------------------------------
 
@@ -149,17 +172,41 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def mesh_of(device: str, ranks: int, replicas: int) -> DeviceMesh:
-    """The mesh that weights are sharded over.
+def check_ranks(ranks: int, replicas: int, tensor: int) -> None:
+    """Refuse ranks that cannot be dealt out.
 
     Raises:
-        ValueError: ``ranks`` is no multiple of ``replicas``.
+        ValueError: ``ranks`` is no multiple of ``tensor``, or its groups no multiple of ``replicas``.
     """
-    if ranks % replicas:
-        raise ValueError(f"replicas={replicas} does not divide the {ranks} ranks; each replica needs as many.")
-    if replicas == 1:
-        return init_device_mesh(device, (ranks,), mesh_dim_names=("shard",))
-    return init_device_mesh(device, (replicas, ranks // replicas), mesh_dim_names=("replicate", "shard"))
+    if ranks % tensor:
+        raise ValueError(f"tensor_parallel={tensor} does not divide the {ranks} ranks; each tensor group needs as "
+                         "many.")
+    if (groups := ranks // tensor) % replicas:
+        what = f"{groups} ranks" if tensor == 1 else f"{groups} tensor groups"
+        raise ValueError(f"replicas={replicas} does not divide the {what}; each replica needs as many.")
+
+
+def mesh_of(device: str, ranks: int, replicas: int = 1, tensor: int = 1) -> DeviceMesh:
+    """The mesh of a model: ``replicate`` and ``tensor`` where there are several, ``shard`` always.
+
+    Raises:
+        ValueError: See `check_ranks`.
+    """
+    check_ranks(ranks, replicas, tensor)
+    sizes = {"replicate": replicas, "shard": ranks // replicas // tensor, TENSOR: tensor}
+    kept = {name: size for name, size in sizes.items() if size > 1 or name == "shard"}
+    return init_device_mesh(device, tuple(kept.values()), mesh_dim_names=tuple(kept))
+
+
+def data_rank(trainer: Any) -> tuple[int, int]:
+    """This rank and the number of ranks, of those that have samples of their own: a tensor group counts as one."""
+    alike = ranks_alike(trainer)
+    return trainer.global_rank // alike, trainer.world_size // alike
+
+
+def ranks_alike(trainer: Any) -> int:
+    """Ranks, next to each other, that train on the same samples."""
+    return int(getattr(getattr(trainer, "strategy", None), "tensor_parallel", 1))
 
 
 def blocks_of(model: Any) -> nn.ModuleList:
@@ -178,12 +225,16 @@ def blocks_of(model: Any) -> nn.ModuleList:
 
 def shard(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype = torch.float32,
           activation_checkpointing: bool = False, compile: bool = False) -> nn.Module:
-    """Checkpoint, compile and shard ``model`` in place, block by block; the root holds the final norm and the head.
+    """Split, checkpoint, compile and shard ``model`` in place, block by block; the root holds final norm and head.
 
     The head is not a group of its own: `lit_cpt.losses` uses its weight without calling it. Untied input embeddings
     are one, which halves what has to be gathered at once.
     """
     blocks = list(blocks_of(model))
+    assert mesh.mesh_dim_names is not None
+    if TENSOR in mesh.mesh_dim_names:
+        split_over(model, mesh[TENSOR])
+        mesh = mesh[tuple(name for name in mesh.mesh_dim_names if name != TENSOR)]
     for block in blocks:
         if activation_checkpointing:  # not by torch's wrapper module, which would be in the names of the parameters
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)

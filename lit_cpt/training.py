@@ -29,7 +29,7 @@ from lit_cpt.data import BlendDataModule
 from lit_cpt.forecast import Forecast, Setup, forecast, render_forecast
 from lit_cpt.module import ContinuedPretraining
 from lit_cpt.outlook import outlook_here
-from lit_cpt.parallel import leave
+from lit_cpt.parallel import data_rank, leave
 from lit_cpt.plan import source_blocks
 from lit_cpt.recipe import Recipe
 from lit_cpt.restarts import asked_for, check_agreement, lost_rank, warn_of_stale_addresses
@@ -157,7 +157,7 @@ class TrainingCLI(LightningCLI):
         if not self.trainer.is_global_zero:  # one rank tells what all of them do
             logging.getLogger("lit_cpt").setLevel(logging.WARNING)
         checkpoint = self.resolve_checkpoint()
-        self.datamodule.batch.accumulation(self.trainer.world_size)
+        self.datamodule.batch.accumulation(data_rank(self.trainer)[1])
         check_model(self.model)
         if self.model.optimizer_state is not None and checkpoint is None:
             moments_file(self.model.optimizer_state)

@@ -14,7 +14,8 @@ FLOORS = [
     "publishing json_lines",
     "units schedules blends events manifest documents intervals shelf sandbox signals weight_files",
     "recipe shards remote occasions evaluations source_facts ledger pauses",
-    "plan blend_design orders identity store footprint score_changes background routing phases spikes rollback agenda tally source_losses",
+    "plan blend_design orders identity store footprint score_changes background routing phases spikes rollback "
+    "agenda tally source_losses tensor_parallel",
     "stream prepare parallel losses weights report checkpoints counters departures shortfalls",
     "microworld harness consolidation model_size forecast",
     "data module ablation outlook",

@@ -104,7 +104,7 @@ def test_broken_weights_are_flagged_on_both_ranks_and_training_goes_on(world):
     assert set(found[150].values()) == set(found[200].values()) == {"nonfinite"}
 
 
-def test_tensor_parallel_models_are_refused_before_training(world):
+def test_a_model_that_somebody_else_split_over_tensor_ranks_is_refused_before_training(world):
     ran = start(world, "healthy", "tensor")
     assert ran.returncode != 0
-    assert "EvalCallback does not work with tensor parallelism yet" in ran.stderr
+    assert "EvalCallback does not know how ModelParallelStrategy splits a model over tensor ranks" in ran.stderr

@@ -18,7 +18,9 @@ from lit_cpt.harness.evaluation import Kept, Options, evaluate
 from lit_cpt.harness.planning import Row, batched, plan, share_jobs, share_out
 from lit_cpt.harness.programs import NoSandbox
 from lit_cpt.harness.ranks import DeadlinePassed, RankFailed, Ranks, classify
+from lit_cpt.parallel import mesh_of, shard
 
+MESHES = {}
 BLOCKS = torch.arange(24).reshape(2, 12) % 512
 
 
@@ -86,6 +88,8 @@ def wrap(model, mode):
 
     if mode == "ddp":
         return torch.nn.parallel.DistributedDataParallel(model)
+    if mode == "tensor":
+        return shard(model, MESHES.setdefault("tensor", mesh_of("cpu", 2, tensor=2)))
     for layer in model.model.layers:
         fully_shard(layer)
     return fully_shard(model)
@@ -107,7 +111,7 @@ def work(rank, size, folder, mode):
     tokenizer, mirror = build_tokenizer(Path(folder) / f"tokenizer{rank}"), Path(folder) / "mirror"
     plain, evaluated = wrap(build_model().train(), mode), wrap(build_model().train(), mode)
     settings = {"options": Options(gather_weights=mode == "gathered"), "token_budget": 512, "sandbox": Trusting(),
-                "kept": Kept()}
+                "kept": Kept(), "group": MESHES["tensor"]["shard"].get_group() if mode == "tensor" else None}
     found = evaluate(evaluated, tokenizer, SMALL, mirror, **settings)  # the first forwards of all
     steps = [[train_step(plain), train_step(evaluated)]]
     missing = evaluate(evaluated, tokenizer, SMALL[:2], mirror if rank == 0 else Path(folder), **settings)
@@ -134,7 +138,7 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["lockstep", "gathered", "ddp"])
+@pytest.mark.parametrize("mode", ["lockstep", "gathered", "ddp", "tensor"])
 def test_two_ranks_find_what_one_process_does_and_train_on(alone, mode):
     folder, expected = alone
     (folder / "meet").unlink(missing_ok=True)
@@ -147,7 +151,7 @@ def test_two_ranks_find_what_one_process_does_and_train_on(alone, mode):
                 for metric, values in table.items():
                     tolerance = 1e-5 if metric == "bits_per_byte" else 0
                     assert one["documents"][task][metric] == pytest.approx(values, abs=tolerance), (name, metric)
-            if mode == "lockstep":
+            if mode in ("lockstep", "tensor"):
                 assert one["counts"]["forwards"] == ranks[0]["found"]["families"][name]["counts"]["forwards"]
         for plain, evaluated in rank["steps"]:
             assert plain == evaluated

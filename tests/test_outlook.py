@@ -60,6 +60,12 @@ def test_gpus_add_memory_hours_and_the_size_of_a_checkpoint_and_dates_to_the_pla
     assert (when[1] - datetime.now()).total_seconds() / 3600 == pytest.approx(hours, abs=0.1)
 
 
+def test_tensor_parallelism_is_not_planned():
+    options = {**SHARDED["init_args"], "tensor_parallel": 2}
+    with pytest.raises(ValueError, match="--gpu does not plan tensor parallelism, and tensor_parallel is 2"):
+        layout_of(settings(strategy={**SHARDED, "init_args": options}), Batch(64, 16))
+
+
 def test_configs_are_read_as_fit_reads_them(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "more.yaml").write_text(yaml.safe_dump({"trainer": {"strategy": {"init_args": {"replicas": 4}}}}))

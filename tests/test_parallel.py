@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 from lit_cpt.cli import main
 from lit_cpt.losses import NextTokenLoss
-from lit_cpt.parallel import ShardedStrategy, blocks_of, mesh_of, shard
+from lit_cpt.parallel import ShardedStrategy, blocks_of, data_rank, mesh_of, shard
 from lit_cpt.weights import build_model, load_weights, read_moments
 
 SCRIPT = Path(__file__).parent / "projects" / "sharded.py"
@@ -67,17 +68,44 @@ def save_tokenizer(folder):
     return str(folder)
 
 
+def exported_is(whole, checkpoint, architecture, folder):
+    """What is exported of ``checkpoint`` has the weights and the logits of a run."""
+    assert main(["export", "--checkpoint", checkpoint, "--output", str(folder / "exported"),
+                 "--tokenizer", save_tokenizer(folder / "tokenizer")]) == 0
+    there = AutoModelForCausalLM.from_pretrained(folder / "exported", dtype=torch.float32).eval()
+    for name, value in there.state_dict().items():
+        assert torch.equal(value, whole["weights"][name]), name
+    mine, tokens = build_model(None, architecture).eval(), torch.arange(16)[None]
+    mine.load_state_dict(whole["weights"])
+    with torch.no_grad():
+        assert torch.equal(there(tokens).logits, mine(tokens).logits)
+
+
 # Settings ------------------------------------------------------------------------------------------------
 
 
-def test_replicas_must_divide_the_ranks():
+def test_replicas_and_tensor_groups_must_divide_the_ranks():
     with pytest.raises(ValueError, match="replicas=3 does not divide the 8 ranks"):
         mesh_of("cpu", 8, 3)
+    with pytest.raises(ValueError, match="tensor_parallel=3 does not divide the 8 ranks"):
+        mesh_of("cpu", 8, tensor=3)
+    with pytest.raises(ValueError, match="replicas=8 does not divide the 4 tensor groups"):
+        mesh_of("cpu", 8, 8, tensor=2)
+
+
+def test_ranks_of_a_tensor_group_share_one_place_in_the_data():
+    def places(strategy):
+        return [data_rank(SimpleNamespace(strategy=strategy, global_rank=rank, world_size=4)) for rank in range(4)]
+
+    assert places(ShardedStrategy(tensor_parallel=2)) == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert places(object()) == [(0, 4), (1, 4), (2, 4), (3, 4)]
 
 
 def test_a_strategy_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="replicas=0 must be at least 1"):
         ShardedStrategy(replicas=0)
+    with pytest.raises(ValueError, match="tensor_parallel=0 must be at least 1"):
+        ShardedStrategy(tensor_parallel=0)
     with pytest.raises(ValueError, match="compute_dtype='float16': choose float32 or bfloat16"):
         ShardedStrategy(compute_dtype="float16")
 
@@ -176,6 +204,55 @@ def test_one_rank_goes_on_where_two_were(cut, sources):
     assert_logged_alike(resumed, whole)
 
 
+@pytest.fixture(scope="module")
+def split(cut, sources):
+    """A whole run of two ranks that compute each layer together, the loss in chunks, saved after STOP steps too."""
+    folder, model, _ = cut
+    return folder / "split", train(folder / "split", 2, sources, model, strategy={"tensor_parallel": 2},
+                                   small_logits=0, checkpoints={"every_n_steps": STOP})
+
+
+only_llama = pytest.mark.parametrize("cut", ["llama"], indirect=True)
+
+
+@pytest.mark.slow
+@only_llama
+def test_a_tensor_group_trains_as_ranks_that_each_hold_all_layers(cut, split):
+    whole, (_, tensor) = cut[2], split
+    losses, others = (torch.tensor(one["losses"]).view(STEPS, -1).mean(1) for one in (tensor, whole))
+    assert losses.tolist() == pytest.approx(others.tolist(), abs=1e-6)
+    assert tensor["norms"][::4] == pytest.approx(whole["norms"][::2], abs=2e-6)
+    assert tensor["asking"] == 1
+    assert_equal(tensor, whole, within=1e-5)  # AdamW steps far where a gradient is all but rounding
+
+
+@pytest.mark.slow
+@only_llama
+def test_one_rank_goes_on_where_a_tensor_group_was(split, sources, tmp_path):
+    run, whole = split
+    model = {"architecture": MODELS["llama"]}
+    resumed = train(tmp_path / "alone", 1, sources, model, resume=str(run / "checkpoints" / f"step-{STOP:08d}.ckpt"))
+    assert_equal(resumed, whole, within=1e-6)
+
+
+@pytest.mark.slow
+@only_llama
+def test_tensor_groups_that_shard_go_on_where_two_ranks_were(cut, sources, tmp_path):
+    folder, model, whole = cut
+    resumed = train(tmp_path / "four", 4, sources, model, strategy={"tensor_parallel": 2},
+                    resume=newest(folder / "cut"))
+    assert resumed["asking"] == 2
+    assert resumed["losses"] == pytest.approx(whole["losses"][-len(resumed["losses"]):], abs=1e-6)
+    assert_equal(resumed, whole, within=1e-6)
+
+
+@pytest.mark.slow
+@only_llama
+def test_the_checkpoint_of_a_tensor_group_is_exported_on_one(split, tmp_path):
+    run, whole = split
+    exported_is(whole, newest(run), MODELS["llama"], tmp_path)
+
+
 @pytest.mark.slow
 def test_two_ranks_go_on_where_four_were_that_went_on_from_one(sources, tmp_path):
     model = {"architecture": MODELS["llama"]}
@@ -202,21 +279,9 @@ def test_a_checkpoint_holds_its_step_though_training_went_on_and_a_kill_leaves_t
 
 
 @pytest.mark.slow
-def test_the_checkpoint_of_several_ranks_is_exported_on_one(cut, tmp_path, capsys):
-    folder, _, whole = cut
-    tokenizer = save_tokenizer(tmp_path / "tokenizer")
-    output = tmp_path / "exported"
-    status = main(["export", "--checkpoint", newest(folder / "whole"), "--output", str(output),
-                   "--tokenizer", tokenizer])
-    assert status == 0, capsys.readouterr().err
-    there = AutoModelForCausalLM.from_pretrained(output, dtype=torch.float32).eval()
-    for name, value in there.state_dict().items():
-        assert torch.equal(value, whole["weights"][name]), name
-    tokens = torch.arange(16)[None]
-    mine = build_model(None, cut[1]["architecture"]).eval()
-    mine.load_state_dict(whole["weights"])
-    with torch.no_grad():
-        assert torch.equal(there(tokens).logits, mine(tokens).logits)
+def test_the_checkpoint_of_several_ranks_is_exported_on_one(cut, tmp_path):
+    folder, model, whole = cut
+    exported_is(whole, newest(folder / "whole"), model["architecture"], tmp_path)
 
 
 @pytest.mark.slow

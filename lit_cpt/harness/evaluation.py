@@ -102,7 +102,7 @@ def evaluate(model: nn.Module, tokenizer: Any, families: Sequence[str | Family],
         token_budget: Tokens a forward; a cache holds four times as many. The one dial for memory and speed.
         deadline: Seconds for all families together. What has no score by then has the status ``timeout``.
         sandbox: Runs HumanEval's programs (`lit_cpt.sandbox.Sandbox`); without one it is ``unavailable``.
-        group: Ranks that share the work, where not all do (tensor parallelism).
+        group: Ranks that share the work, where not all do (tensor parallelism, see `Ranks`).
         kept: Requests and tokens of earlier evaluations; None takes those of this process.
         options: What is seldom changed.
         interrupted: Asked now and then on every rank; once it says so, the rest is a ``timeout`` too.
@@ -120,7 +120,7 @@ def evaluate(model: nn.Module, tokenizer: Any, families: Sequence[str | Family],
     refuse_twins(asked)
     kept = KEPT if kept is None else kept
     network, encoder, sharded = Network(model, tokenizer, chosen.window), kept.encoder(tokenizer), is_sharded(model)
-    ranks = Ranks(network.device, sharded and not chosen.gather_weights, group,
+    ranks = Ranks(network.device, sharded and not (chosen.gather_weights and group is None), group,
                   None if deadline is None else time.monotonic() + deadline, interrupted)
     results = Results(settings={
         "limit": limits or limit, "seed": seed, "token_budget": token_budget, **asdict(chosen),

@@ -51,7 +51,8 @@ class Ranks:
     Args:
         device: Where the ranks' flags and sums live.
         lockstep: Whether ranks must call the model equally often, because its weights are sharded.
-        group: The ranks that split the work (the data-parallel group); None means all of them.
+        group: The ranks that split the work, where not all do: with tensor parallelism one of each tensor group, whose
+            ranks do the same. Errors and deadlines are agreed on by all ranks in any case.
         deadline: `time.monotonic()` at which to stop; None never does.
         interrupted: Whether somebody asked to stop sooner.
     """
@@ -62,7 +63,8 @@ class Ranks:
         self.device, self.group, self.deadline, self.interrupted = device, group, deadline, interrupted
         self.rank = dist.get_rank(group) if several else 0
         self.size = dist.get_world_size(group) if several else 1
-        self.lockstep = lockstep and self.size > 1
+        self.place, self.all = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+        self.lockstep = lockstep and self.all > 1
 
     def late(self) -> bool:
         """Whether the time is over here."""
@@ -89,7 +91,7 @@ class Ranks:
             self.check_alone()
             return busy
         flags = torch.tensor([float(busy), float(self.late())], device=self.device)
-        dist.all_reduce(flags, dist.ReduceOp.MAX, group=self.group)
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
         somebody, late = flags.tolist()
         if late:
             raise DeadlinePassed(self.said_late())
@@ -105,10 +107,13 @@ class Ranks:
         if isinstance(error, RankFailed):  # agreed on before
             mine = (error.status, str(error), error.trace)
         elif error is not None:
-            where = f"rank {self.rank}: " if self.size > 1 else ""
+            where = f"rank {self.place}: " if self.all > 1 else ""
             trace = "".join(traceback.format_exception(error))[-4000:]
             mine = (classify(error), f"{where}{type(error).__name__}: {error}", trace)
-        for theirs in self.gather(mine):
+        everybody: list[Any] = [mine] * self.all
+        if self.all > 1:
+            dist.all_gather_object(everybody, mine)
+        for theirs in everybody:
             if theirs is not None:
                 raise RankFailed(*theirs)
 

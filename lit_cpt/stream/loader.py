@@ -37,6 +37,7 @@ class BlendedDataLoader(StreamingDataLoader):
         kwargs["worker_init_fn"] = partial(begin_worker, kwargs.get("worker_init_fn"))
         super().__init__(dataset, batch_size=batch_size, **kwargs)
         self.total_batches = total_batches
+        self.share: tuple[int, int] | None = None  # rank and ranks that read samples of their own; None: all ranks
         self.rebuilds = 0
 
     @property
@@ -64,8 +65,7 @@ class BlendedDataLoader(StreamingDataLoader):
 
     def __iter__(self) -> Iterator[Any]:
         """Batches from the current position on; after a change of plan workers are rebuilt and none is lost."""
-        environment = _DistributedEnv.detect()
-        self.dataset.rank, self.dataset.world_size = environment.global_rank or 0, environment.world_size or 1
+        self.dataset.rank, self.dataset.world_size = self.share or detected_share()
         while True:
             rebuilds, iterator = self.rebuilds, self._get_iterator()
             try:
@@ -116,6 +116,12 @@ class BlendedDataLoader(StreamingDataLoader):
         """Go on where `state_dict` was taken, whatever the world size and the number of workers."""
         self.dataset.restore(obj)
         self.rebuilds += 1
+
+
+def detected_share() -> tuple[int, int]:
+    """This rank among all ranks."""
+    environment = _DistributedEnv.detect()
+    return environment.global_rank or 0, environment.world_size or 1
 
 
 def begin_worker(then: Callable[[int], object] | None, worker: int) -> None:

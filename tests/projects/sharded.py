@@ -21,8 +21,10 @@ import torch
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
 
+from lit_cpt import losses
 from lit_cpt.blends import Blend
 from lit_cpt.callbacks import RunCheckpointCallback
+from lit_cpt.callbacks.eval import sharing
 from lit_cpt.data import BlendDataModule
 from lit_cpt.module import ContinuedPretraining
 from lit_cpt.parallel import ShardedStrategy, leave
@@ -76,6 +78,7 @@ class Diary(pl.Callback):
 def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    losses.SMALL = GIVEN.get("small_logits", losses.SMALL)
     run = Path(GIVEN["run"])
     phases = [Phase("first", Blend({"a": 0.6, "b": 0.4})), Phase("late", Blend({"c": 1.0}), Trigger(fraction=0.7))]
     recipe = Recipe(STEPS * GLOBAL * LENGTH, Cosine(1e-2), phases)
@@ -90,9 +93,10 @@ def main() -> None:
     trainer.fit(module, datamodule=data, ckpt_path=GIVEN.get("resume"))
     run.mkdir(parents=True, exist_ok=True)
     if trainer.is_global_zero:
+        group = sharing(trainer.strategy)
         torch.save({"losses": diary.losses, "norms": diary.norms, "weights": diary.weights, "moments": diary.moments,
-                    "published": module.published, "lr": trainer.optimizers[0].param_groups[0]["lr"]},
-                   run / "result.pt")
+                    "published": module.published, "asking": torch.distributed.get_world_size(group),
+                    "lr": trainer.optimizers[0].param_groups[0]["lr"]}, run / "result.pt")
 
 
 if __name__ == "__main__":
