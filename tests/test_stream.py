@@ -354,6 +354,16 @@ def test_a_stretch_passes_over_the_same_samples_on_shards_and_ranks(sources, as_
     assert batches(1) == batches(2)
 
 
+def test_the_sources_of_a_batch_are_told_on_both_sides_of_a_stretch(sources):
+    loader = loader_of(sources)
+    loader.dataset.pass_over((8, 40))
+    batches = iter(loader)
+    for _ in range(4):
+        names = take(batches, 1)
+        assert [list(SIZES).index(loader.dataset.names[source]) for source in loader.sources] == [
+            source for source, _ in names]
+
+
 def test_what_was_handed_out_cannot_be_passed_over(sources):
     loader = loader_of(sources)
     take(iter(loader), 10)

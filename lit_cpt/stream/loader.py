@@ -52,7 +52,7 @@ class BlendedDataLoader(StreamingDataLoader):
     @property
     def sources(self) -> list[int]:
         """Source of each sample of the batch handed out last, by its place in ``dataset.names``."""
-        return self.dataset.sources_of_batch(self.position - self.stride)
+        return self.dataset.sources_of_batch(self.place_of(self.dataset.trained - self.stride))
 
     @property
     def stride(self) -> int:
