@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from lit_cpt.background import BackgroundWriter
+from lit_cpt.objectives import is_encoder_decoder
 from lit_cpt.publishing import disk_error
 
 log = logging.getLogger(__name__)
@@ -76,10 +77,10 @@ class ShardedStrategy(ModelParallelStrategy):
             self.writer = BackgroundWriter(self.storage_writer, self.root_device.type == "cuda")
 
     def shard(self, model: nn.Module) -> nn.Module:
-        """Prepare a causal model, on the meta device or not, for this mesh.
+        """Prepare a language model, on the meta device or not, for this mesh.
 
         Args:
-            model: A model of transformers with ``get_decoder().layers``.
+            model: A model of transformers whose blocks `blocks_of` finds.
         """
         return shard(model, self.shard_mesh, self.compute_dtype, self.activation_checkpointing, self.compile)
 
@@ -162,16 +163,19 @@ def mesh_of(device: str, ranks: int, replicas: int) -> DeviceMesh:
     return init_device_mesh(device, (replicas, ranks // replicas), mesh_dim_names=("replicate", "shard"))
 
 
-def blocks_of(model: Any) -> nn.ModuleList:
-    """The repeated blocks of a causal model.
+def blocks_of(model: Any) -> list[nn.Module]:
+    """The repeated blocks of a language model; of an encoder–decoder first those of its encoder.
 
     Raises:
         ValueError: It has no list of them.
     """
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    for name in ("layers", "h", "blocks", "block"):
-        if isinstance(found := getattr(decoder, name, None), nn.ModuleList):
-            return found
+    stacks = [model.get_decoder() if hasattr(model, "get_decoder") else model]
+    if is_encoder_decoder(model):
+        stacks.insert(0, model.get_encoder())
+    found = [next((blocks for name in ("layers", "h", "blocks", "block")
+                   if isinstance(blocks := getattr(stack, name, None), nn.ModuleList)), None) for stack in stacks]
+    if None not in found:
+        return [block for blocks in found for block in blocks or ()]
     raise ValueError(f"{type(model).__name__} has no list of blocks (layers, h, blocks) to shard by; train it with "
                      "another strategy, such as --trainer.strategy ddp.")
 
@@ -181,9 +185,9 @@ def shard(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype = torch.float
     """Checkpoint, compile and shard ``model`` in place, block by block; the root holds the final norm and the head.
 
     The head is not a group of its own: `lit_cpt.losses` uses its weight without calling it. Untied input embeddings
-    are one, which halves what has to be gathered at once.
+    are one, which halves what has to be gathered at once, unless encoder and decoder share them.
     """
-    blocks = list(blocks_of(model))
+    blocks = blocks_of(model)
     for block in blocks:
         if activation_checkpointing:  # not by torch's wrapper module, which would be in the names of the parameters
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -193,7 +197,7 @@ def shard(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype = torch.float
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if head is not None and embedding.weight is not head.weight:
+    if head is not None and embedding.weight is not head.weight and not is_encoder_decoder(model):
         fully_shard(embedding, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     return model

@@ -28,7 +28,7 @@ PREFIX = "model."  # the attribute under which the LightningModule holds the HF 
 
 def build_model(pretrained: str | None, architecture: str | dict[str, Any] | None,
                 dtype: torch.dtype | str = torch.float32) -> nn.Module:
-    """A causal language model: from a pretrained folder or hub name, or newly initialised.
+    """A causal or an encoder–decoder language model: from a pretrained folder or hub name, or newly initialised.
 
     Args:
         pretrained: Folder or hub name with weights.
@@ -39,20 +39,19 @@ def build_model(pretrained: str | None, architecture: str | dict[str, Any] | Non
     Raises:
         ValueError: Not exactly one of the two, or it cannot be read.
     """
-    from transformers import AutoModelForCausalLM
-
     if (pretrained is None) == (architecture is None):
         raise ValueError(f"pretrained={pretrained!r} and architecture={architecture!r}: give exactly one, a model to "
                          "continue or a config to initialise at random.")
     try:
+        given: Any = architecture if pretrained is None else pretrained
+        config = config_of(given)
         if pretrained is not None:
-            return AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype)
-        assert architecture is not None
-        return AutoModelForCausalLM.from_config(config_of(architecture), dtype=dtype)
+            return kind_of(config).from_pretrained(pretrained, dtype=dtype)
+        return kind_of(config).from_config(config, dtype=dtype)
     except (OSError, ValueError) as error:
-        given = f"pretrained={pretrained!r}" if pretrained else f"architecture={architecture!r}"
+        said = f"pretrained={pretrained!r}" if pretrained else f"architecture={architecture!r}"
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"{given} cannot be read: {reason} Give a folder with config.json (and weights), as "
+        raise ValueError(f"{said} cannot be read: {reason} Give a folder with config.json (and weights), as "
                          "`save_pretrained` writes it, or the name of a hub model.") from error
 
 
@@ -64,6 +63,13 @@ def config_of(architecture: str | dict[str, Any]) -> Any:
         values = dict(architecture)
         return AutoConfig.for_model(values.pop("model_type", None), **values)
     return AutoConfig.from_pretrained(str(architecture))
+
+
+def kind_of(config: Any) -> Any:
+    """The class of transformers that builds the language model of a config."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
 
 
 def build_sharded(strategy: Any, pretrained: str | None, architecture: str | dict[str, Any] | None,
@@ -79,8 +85,6 @@ def build_sharded(strategy: Any, pretrained: str | None, architecture: str | dic
     Raises:
         ValueError: Rank 0 cannot read it; raised on every rank.
     """
-    from transformers import AutoModelForCausalLM
-
     whole: dict[str, Any] = {}
     config, generation, problem = None, None, None
     if strategy.is_global_zero:
@@ -99,7 +103,7 @@ def build_sharded(strategy: Any, pretrained: str | None, architecture: str | dic
     if problem is not None:
         raise ValueError(problem)
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model: Any = kind_of(config).from_config(config, dtype=torch.float32)
     model.generation_config = generation
     strategy.shard(model)
     model.to_empty(device=strategy.root_device)

@@ -14,9 +14,9 @@ FLOORS = [
     "publishing",
     "units schedules blends events manifest documents intervals shelf sandbox",
     "recipe shards remote occasions evaluations",
-    "plan orders identity store footprint score_changes background routing",
+    "plan orders identity store footprint score_changes background routing objectives",
     "stream prepare parallel losses weights report checkpoints counters",
-    "microworld harness consolidation model_size",
+    "microworld harness consolidation model_size encoder_decoder",
     "data module ablation outlook",
     "callbacks",
     "arguments cli commands quickstart settings training data_check standalone restarts "
