@@ -41,7 +41,7 @@ class EncoderDecoderLoss(NextTokenLoss):
 
     def __call__(self, blocks: torch.Tensor, draw: Draw | None = None) -> torch.Tensor:
         """Mean over all targets in ``blocks``, shape (B, L); without ``draw`` split as for a validation."""
-        vocabulary = self.model.config.vocab_size  # type: ignore[union-attr]
+        vocabulary = int(self.model.config.vocab_size)  # type: ignore[union-attr, arg-type]
         if not self.checked:
             self.objective.check(blocks, vocabulary)
             self.checked = True
@@ -105,7 +105,7 @@ def suited_objective(model: Any, objective: Objective | None, **causal: float | 
 @contextmanager
 def handing_on(module: nn.Module) -> Iterator[None]:
     """Within it, ``module`` gives back what it gets."""
-    module.forward = lambda hidden: hidden  # type: ignore[method-assign]
+    module.forward = lambda hidden: hidden
     try:
         yield
     finally:

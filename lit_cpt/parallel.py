@@ -185,7 +185,7 @@ def shard(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype = torch.float
     """Checkpoint, compile and shard ``model`` in place, block by block; the root holds the final norm and the head.
 
     The head is not a group of its own: `lit_cpt.losses` uses its weight without calling it. Untied input embeddings
-    are one, which halves what has to be gathered at once, unless encoder and decoder share them.
+    are one, which halves what has to be gathered at once.
     """
     blocks = blocks_of(model)
     for block in blocks:
@@ -197,7 +197,7 @@ def shard(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype = torch.float
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if head is not None and embedding.weight is not head.weight and not is_encoder_decoder(model):
+    if head is not None and embedding.weight is not head.weight:
         fully_shard(embedding, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     return model

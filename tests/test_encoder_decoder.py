@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
 import yaml
@@ -16,8 +19,10 @@ from lit_cpt import encoder_decoder
 from lit_cpt.cli import main
 from lit_cpt.encoder_decoder import EncoderDecoderLoss, suited_objective
 from lit_cpt.evaluations import Evaluation
+from lit_cpt.harness.network import Network
 from lit_cpt.losses import token_losses
 from lit_cpt.objectives import Draw, PrefixLM, SpanCorruption
+from lit_cpt.parallel import blocks_of, mesh_of, shard
 from lit_cpt.standalone import open_subject
 from lit_cpt.weights import build_model
 
@@ -47,6 +52,7 @@ def test_every_model_has_the_loss_of_its_own_logits(kind, z_loss, monkeypatch):
     monkeypatch.setattr(encoder_decoder, "SMALL", 0)  # even a small problem is split
     torch.manual_seed(0)
     model, blocks, draw = build_model(None, KINDS[kind]).train(), torch.randint(3, V - 20, (2, 33)), Draw(1, 2, 4)
+    assert len(blocks_of(model)) == 4
     loss = EncoderDecoderLoss(model, SPANS, eos=1, z_loss=z_loss)
     read, targets = SPANS.split(blocks, 1, draw)
     found, theirs = loss(blocks, draw), model(input_ids=read, labels=targets)
@@ -75,11 +81,36 @@ def test_a_small_problem_is_computed_at_once_and_a_validation_is_always_the_same
     torch.testing.assert_close(first, F.cross_entropy(logits.flatten(0, 1), blocks[:, 16:].flatten()))
 
 
+@pytest.mark.parametrize("kind", ["t5", "t5gemma"])
+def test_a_sharded_model_has_the_same_loss_and_gradients_and_answers(kind, monkeypatch, tmp_path):
+    monkeypatch.setattr(encoder_decoder, "SMALL", 0)
+    torch.manual_seed(0)
+    plain, blocks = build_model(None, KINDS[kind]), torch.randint(3, V, (2, 33))
+    sharded = copy.deepcopy(plain)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        shard(sharded, mesh_of("cpu", 1, 1), activation_checkpointing=True)
+        losses = []
+        for model in (plain, sharded):
+            losses.append(EncoderDecoderLoss(model, PrefixLM(), eos=1)(blocks, Draw(1, 2, 3)))
+            losses[-1].backward()
+        torch.testing.assert_close(losses[1], losses[0])
+        for (name, mine), theirs in zip(sharded.named_parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad.full_tensor(), theirs.grad, rtol=1e-4, atol=1e-6, msg=name)
+        with torch.no_grad():
+            first, second = (Network(model.eval()) for model in (plain, sharded))
+            states = [network.answered([[5, 6], [7]], [[], []])[1] for network in (first, second)]
+            torch.testing.assert_close(first.answered(states[0], [[8], [9]])[0],
+                                       second.answered(states[1], [[8], [9]])[0])
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 # Refusals ------------------------------------------------------------------------------------------------
 
 
 def test_an_objective_is_for_models_with_an_encoder(tiny):
-    with pytest.raises(ValueError, match=r"model.objective=SpanCorruption\(first_sentinel=511.*LlamaForCausalLM has no"):
+    with pytest.raises(ValueError, match=r"objective=SpanCorruption\(first_sentinel=511.*LlamaForCausalLM has no"):
         suited_objective(build_model(None, tiny), SPANS)
     assert suited_objective(build_model(None, tiny), None, mask_documents=True) is None
     assert suited_objective(build_model(None, T5), None, mask_documents=False) == PrefixLM()
@@ -108,9 +139,28 @@ def test_a_model_that_does_not_say_what_its_decoder_starts_with_is_refused():
 def test_a_module_without_a_data_module_does_not_know_what_ends_a_text(tiny):
     module = module_of(tiny, architecture=T5)
     module.configure_model()
-    module.trainer = type("Trainer", (), {"datamodule": None})()
-    with pytest.raises(ValueError, match=r"objective=PrefixLM\(least=0.25\) needs a data module with an `eos_token_id`"):
+    module.trainer = SimpleNamespace(datamodule=None)
+    with pytest.raises(ValueError, match=r"objective=PrefixLM\(least=0.25\) needs a data module with an `eos"):
         module.loss(torch.zeros(1, 9, dtype=torch.long))
+
+
+# Draws ---------------------------------------------------------------------------------------------------
+
+
+def test_blocks_have_the_same_numbers_whatever_the_ranks_and_micro_batches(tiny):
+    def numbered(ranks, micro_batch):
+        """(step, number) of each block of two steps of eight, by rank within its batch."""
+        module, found = module_of(tiny), []
+        for index in range(16 // (ranks * micro_batch)):
+            for rank in range(ranks):
+                step = index * ranks * micro_batch // 8
+                module.trainer = SimpleNamespace(world_size=ranks, global_rank=rank, global_step=step,
+                                                 datamodule=SimpleNamespace(seed=42))
+                draw = module.draw_of(torch.zeros(micro_batch, 9), index)
+                found += [(draw.seed, draw.step, draw.first + row) for row in range(micro_batch)]
+        return found
+
+    assert numbered(1, 8) == numbered(1, 2) == numbered(4, 2) == [(42, block // 8, block) for block in range(16)]
 
 
 # Runs ----------------------------------------------------------------------------------------------------

@@ -66,8 +66,9 @@ def test_answers_are_hflms(world, budget):
     _, tokenizer, other = world
     model, until = model_of("umt5", sharpness=2.0), {"until": ["moon", "\n", "u"], "do_sample": False}
     contexts = ["red cat", "the sun runs over seven stones " * 3, "blue", "glass river house", "A B C", "eight " * 9]
+    # HFLM would add the context's length to max_gen_toks
     ours, theirs = ([Instance(GENERATES, {}, (context, {**until, **room}), 0) for context in contexts]
-                    for room in ({"max_gen_toks": 12}, {"max_length": 13}))  # HFLM adds the context's length to the first
+                    for room in ({"max_gen_toks": 12}, {"max_length": 13}))
     hflm = HFLM(pretrained=model, tokenizer=other, batch_size=1, backend="seq2seq")
     with eval_guard(model):
         found = live(model, tokenizer, budget).generate_until(ours)
