@@ -17,7 +17,8 @@ from lit_cpt.recipe import Recipe
 
 Identity = dict[str, Any]
 SINGLE = ("recipe.token_horizon", "recipe.curve", "recipe.optimizer", "data.seed", "data.window", "data.shards",
-          "data.tokenizer", "model.z_loss", "model.mask_documents", "model.router_loss")
+          "data.tokenizer", "model.z_loss", "model.mask_documents", "model.router_loss",
+          "model.objective")
 NAMED = ("recipe.phases", "data.sources")  # one field for each name, such as data.sources.web
 GEOMETRY = ("data.sequence_length", "data.global_batch")
 # Of a manifest's settings: where the tokenizer lay. What it does is in its fingerprint.

@@ -130,7 +130,7 @@ class NextTokenLoss:
         self.eos, self.apart, self.joined = eos, eos is None, joined
         self.of_samples: torch.Tensor | None = None  # the last call's loss of each sample, without the routers'
         self.routing = Routing(model, router_loss) if is_routed(model) else None
-        self.split: Callable[..., Any] = types.MethodType(split_loss, model)
+        self.split: Callable[..., Any] = types.MethodType(self.through_head, model)
         if isinstance(model, FSDPModule):
             setattr(model, METHOD, self.split)
             register_fsdp_forward_method(model, METHOD)  # gathers weights as forward does
@@ -185,6 +185,11 @@ class NextTokenLoss:
             raise ValueError(f"mask_documents=True, but {type(self.model).__name__} cannot keep the documents of a "
                              "sequence apart (attention crosses them whatever its position_ids). Leave mask_documents "
                              "out, or use a model that can, such as Llama, Qwen or Nemotron.")
+
+    @staticmethod
+    def through_head(model: Any, inputs: dict[str, Any], targets: torch.Tensor, z_loss: float) -> Any:
+        """`split_loss`; a subclass may have its own."""
+        return split_loss(model, inputs, targets, z_loss)
 
     @torch.no_grad()
     def evaluated(self, **inputs: Any) -> torch.Tensor:

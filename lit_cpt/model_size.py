@@ -8,6 +8,7 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from lit_cpt.footprint import ModelSize
+from lit_cpt.objectives import is_encoder_decoder
 from lit_cpt.parallel import blocks_of
 from lit_cpt.routing import is_routed
 from lit_cpt.weights import build_model
@@ -88,10 +89,13 @@ def model_size(given: str | dict[str, Any], sequence_length: int, dtype: torch.d
         dtype: Of forward and backward.
 
     Raises:
-        ValueError: It cannot be read, or has no list of blocks.
+        ValueError: It cannot be read, has no list of blocks, or is an encoder–decoder.
     """
     with torch.device("meta"):
         model: Any = build_model(None, given, dtype).train()
+    if is_encoder_decoder(model):
+        raise ValueError(f"{type(model).__name__} is an encoder–decoder model, whose memory is not planned: leave "
+                         "--gpu out.")
     counted, scale = Count(model), 1.0 / sequence_length
     if is_routed(model):  # the product of all experts is defined for bfloat16 alone
         counted, scale = Count(model.to(torch.bfloat16)), dtype.itemsize / 2 / sequence_length

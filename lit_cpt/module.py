@@ -1,4 +1,4 @@
-"""The LightningModule: a Hugging Face causal language model, its loss, its optimizer and the clock."""
+"""The LightningModule: a Hugging Face language model, its loss, its optimizer and the clock."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from torchmetrics import MeanMetric
 
 from lit_cpt.blends import mixed
 from lit_cpt.counters import set_progress, validation_due, validation_pending
+from lit_cpt.encoder_decoder import EncoderDecoderLoss, suited_objective
 from lit_cpt.events import append_event, read_events
 from lit_cpt.identity import Identity, accepted_changes, identity_of
 from lit_cpt.losses import NextTokenLoss
+from lit_cpt.objectives import Draw, Objective
 from lit_cpt.parallel import ShardedStrategy, data_rank, reduce_gradients
 from lit_cpt.recipe import Batch, Recipe
 from lit_cpt.routing import router_metrics
@@ -56,9 +58,10 @@ class CurveLR(torch.optim.lr_scheduler.LRScheduler):
 
 
 class ContinuedPretraining(pl.LightningModule):
-    """Continues (or starts) the pretraining of a causal language model by a recipe.
+    """Continues (or starts) the pretraining of a language model by a recipe.
 
-    Batches are int64 tensors of shape (B, T + 1): every position predicts the next. Give the Trainer
+    Batches are int64 tensors of shape (B, T + 1): in a causal model every position predicts the next, for an
+    encoder–decoder model `objective` says what is read and what is predicted. Give the Trainer
     ``max_epochs=1``; horizon, accumulation and learning rate come from the recipe and the data module.
 
     Args:
@@ -73,19 +76,20 @@ class ContinuedPretraining(pl.LightningModule):
         router_loss: Weight of the loss that evens out the load of a mixture of experts (`routing.balance_loss`).
         attention: How attention is computed, by transformers' names: ``sdpa``, ``eager``, ``flex_attention``,
             ``flash_attention_2`` ...; transformers' choice if None.
+        objective: What an encoder–decoder model is asked; left out, `PrefixLM`. A causal model has none.
     """
 
     def __init__(self, recipe: Recipe, pretrained: str | None = None,
                  architecture: str | dict[str, Any] | None = None, optimizer_state: str | None = None,
                  z_loss: float = 0.0, mask_documents: bool = False, router_loss: float = 0.0,
-                 attention: str | None = None) -> None:
+                 attention: str | None = None, objective: Objective | None = None) -> None:
         super().__init__()
         if (pretrained is None) == (architecture is None):
             raise ValueError(f"model.pretrained={pretrained!r} and model.architecture={architecture!r}: give exactly "
                              "one, a model to continue or a config to initialise at random.")
         self.recipe, self.pretrained, self.architecture = recipe, pretrained, architecture
         self.optimizer_state, self.z_loss, self.mask_documents = optimizer_state, z_loss, mask_documents
-        self.router_loss, self.attention = router_loss, attention
+        self.router_loss, self.attention, self.objective = router_loss, attention, objective
         self.loss_of: NextTokenLoss | None = None
         self.model: nn.Module | None = None
         self.validation_losses: dict[str, MeanMetric] = {}
@@ -121,28 +125,38 @@ class ContinuedPretraining(pl.LightningModule):
             else:
                 self.model = build_model(self.pretrained, self.architecture, attention=self.attention)
             self.model.train()  # from_pretrained returns it in eval mode, and Lightning keeps what it finds
+            self.objective = suited_objective(self.model, self.objective, mask_documents=self.mask_documents,
+                                              router_loss=self.router_loss)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits of shape (B, T, V) for tokens of shape (B, T)."""
+        """Logits of a causal model, shape (B, T, V), for tokens of shape (B, T)."""
         assert self.model is not None
         logits: torch.Tensor = self.model(input_ids=tokens, use_cache=False).logits
         return logits
 
-    def loss(self, blocks: torch.Tensor) -> torch.Tensor:
-        """Mean next-token cross-entropy (nats) over every position of ``blocks``, shape (B, T + 1)."""
+    def loss(self, blocks: torch.Tensor, draw: Draw | None = None) -> torch.Tensor:
+        """Mean cross-entropy (nats) over all that is predicted in ``blocks``, shape (B, T + 1).
+
+        Args:
+            blocks: A causal model predicts every position but the first, an encoder–decoder by its objective.
+            draw: For the objective; None splits as a validation does.
+        """
         assert self.model is not None
         if self.loss_of is None or self.loss_of.model is not self.model:
-            self.loss_of = NextTokenLoss(self.model, self.z_loss, self.eos if self.mask_documents else None,
-                                         self.router_loss, joined="flash" in (self.attention or ""))
-        return self.loss_of(blocks)
+            eos = self.eos if self.mask_documents else None
+            self.loss_of = NextTokenLoss(
+                self.model, self.z_loss, eos, self.router_loss, joined="flash" in (self.attention or ""),
+            ) if self.objective is None else EncoderDecoderLoss(self.model, self.objective, self.eos, self.z_loss)
+        return self.loss_of(blocks, draw) if isinstance(self.loss_of, EncoderDecoderLoss) else self.loss_of(blocks)
 
     @property
     def eos(self) -> int:
         """The token that ends each document of the data."""
         eos = getattr(getattr(self.trainer, "datamodule", None), "eos_token_id", None)
         if eos is None:
-            raise ValueError("mask_documents=True needs a data module with an `eos_token_id`, such as BlendDataModule: "
-                             "pass it as trainer.fit(module, datamodule=...).")
+            asks = "mask_documents=True" if self.objective is None else f"objective={self.objective}"
+            raise ValueError(f"{asks} needs a data module with an `eos_token_id`, such as BlendDataModule: pass it as "
+                             "trainer.fit(module, datamodule=...).")
         return int(eos)
 
     # Training --------------------------------------------------------------------------------------
@@ -207,7 +221,7 @@ class ContinuedPretraining(pl.LightningModule):
         """Loss of one micro-batch."""
         if not getattr(self.trainer.strategy, "reduce_every_micro_batch", True):
             reduce_gradients(self.model, not self.trainer.fit_loop._should_accumulate())
-        loss = self.loss(batch)
+        loss = self.loss(batch, self.draw_of(batch, batch_idx))
         self.tally.add({"loss": loss.detach(), "micro_batches": 1.0, **self.parts()})
         return loss
 
@@ -220,6 +234,13 @@ class ContinuedPretraining(pl.LightningModule):
         sources = loader.sources if isinstance(loader, BlendedDataLoader) else []
         by_source = source_sums(losses, sources, loader.dataset.names) if len(sources) == len(losses) else {}
         return {**by_source, **(self.loss_of.routing.noted if self.loss_of.routing is not None else {})}
+
+    def draw_of(self, batch: torch.Tensor, batch_idx: int) -> Draw:
+        """What decides how an objective splits a batch: of one run's blocks, whatever ranks and micro-batches."""
+        trainer: Any = self.trainer
+        rank, ranks = data_rank(trainer)
+        first = (batch_idx * ranks + rank) * len(batch)
+        return Draw(getattr(trainer.datamodule, "seed", 0), trainer.global_step, first)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         """Clip by the recipe's norm and keep the norm for the log."""
@@ -327,7 +348,7 @@ class ContinuedPretraining(pl.LightningModule):
             trainer: Any = self.trainer
             self.identity = {**identity_of(self.recipe, trainer.datamodule),
                              "model.z_loss": self.z_loss, "model.mask_documents": self.mask_documents,
-                             "model.router_loss": self.router_loss}
+                             "model.router_loss": self.router_loss, "model.objective": str(self.objective)}
         return self.identity
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from lit_cpt.background import BackgroundWriter
+from lit_cpt.objectives import is_encoder_decoder
 from lit_cpt.publishing import disk_error
 from lit_cpt.tensor_parallel import check_shared, split_over
 
@@ -85,10 +86,10 @@ class ShardedStrategy(ModelParallelStrategy):
             self.writer = BackgroundWriter(self.storage_writer, self.root_device.type == "cuda")
 
     def shard(self, model: nn.Module) -> nn.Module:
-        """Prepare a causal model, on the meta device or not, for this mesh.
+        """Prepare a language model, on the meta device or not, for this mesh.
 
         Args:
-            model: A model of transformers with ``get_decoder().layers``.
+            model: A model of transformers whose blocks `blocks_of` finds.
         """
         return shard(model, self.shard_mesh, self.compute_dtype, self.activation_checkpointing, self.compile)
 
@@ -209,16 +210,19 @@ def ranks_alike(trainer: Any) -> int:
     return int(getattr(getattr(trainer, "strategy", None), "tensor_parallel", 1))
 
 
-def blocks_of(model: Any) -> nn.ModuleList:
-    """The repeated blocks of a causal model.
+def blocks_of(model: Any) -> list[nn.Module]:
+    """The repeated blocks of a language model; of an encoder–decoder first those of its encoder.
 
     Raises:
         ValueError: It has no list of them.
     """
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    for name in ("layers", "h", "blocks", "block"):
-        if isinstance(found := getattr(decoder, name, None), nn.ModuleList):
-            return found
+    stacks = [model.get_decoder() if hasattr(model, "get_decoder") else model]
+    if is_encoder_decoder(model):
+        stacks.insert(0, model.get_encoder())
+    found = [next((blocks for name in ("layers", "h", "blocks", "block")
+                   if isinstance(blocks := getattr(stack, name, None), nn.ModuleList)), None) for stack in stacks]
+    if None not in found:
+        return [block for blocks in found for block in blocks or ()]
     raise ValueError(f"{type(model).__name__} has no list of blocks (layers, h, blocks) to shard by; train it with "
                      "another strategy, such as --trainer.strategy ddp.")
 
@@ -230,7 +234,7 @@ def shard(model: Any, mesh: DeviceMesh, compute_dtype: torch.dtype = torch.float
     The head is not a group of its own: `lit_cpt.losses` uses its weight without calling it. Untied input embeddings
     are one, which halves what has to be gathered at once.
     """
-    blocks = list(blocks_of(model))
+    blocks = blocks_of(model)
     assert mesh.mesh_dim_names is not None
     if TENSOR in mesh.mesh_dim_names:
         split_over(model, mesh[TENSOR])

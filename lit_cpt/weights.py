@@ -28,7 +28,7 @@ PREFIX = "model."  # the attribute under which the LightningModule holds the HF 
 
 def build_model(pretrained: str | None, architecture: str | dict[str, Any] | None,
                 dtype: torch.dtype | str = torch.float32, attention: str | None = None) -> nn.Module:
-    """A causal language model: from a pretrained folder or hub name, or newly initialised.
+    """A causal or an encoder–decoder language model: from a pretrained folder or hub name, or newly initialised.
 
     Args:
         pretrained: Folder or hub name with weights.
@@ -40,23 +40,22 @@ def build_model(pretrained: str | None, architecture: str | dict[str, Any] | Non
     Raises:
         ValueError: Not exactly one of the two, it cannot be read, or not with this attention.
     """
-    from transformers import AutoModelForCausalLM
-
     if (pretrained is None) == (architecture is None):
         raise ValueError(f"pretrained={pretrained!r} and architecture={architecture!r}: give exactly one, a model to "
                          "continue or a config to initialise at random.")
     try:
+        given: Any = architecture if pretrained is None else pretrained
+        config = config_of(given)
         if pretrained is not None:
-            return AutoModelForCausalLM.from_pretrained(pretrained, dtype=dtype, **attention_setting(attention))
-        assert architecture is not None
-        return AutoModelForCausalLM.from_config(config_of(architecture), dtype=dtype, **attention_setting(attention))
+            return kind_of(config).from_pretrained(pretrained, dtype=dtype, **attention_setting(attention))
+        return kind_of(config).from_config(config, dtype=dtype, **attention_setting(attention))
     except (OSError, ValueError, ImportError) as error:  # the last where flash attention is not installed
-        given = f"pretrained={pretrained!r}" if pretrained else f"architecture={architecture!r}"
+        said = f"pretrained={pretrained!r}" if pretrained else f"architecture={architecture!r}"
         reason = str(error).strip().splitlines()[0]
         if attention is not None and "attention" in reason.lower():
-            raise ValueError(f"attention={attention!r} cannot be had for {given}: {reason} Leave it out for "
+            raise ValueError(f"attention={attention!r} cannot be had for {said}: {reason} Leave it out for "
                              "transformers' own choice.") from error
-        raise ValueError(f"{given} cannot be read: {reason} Give a folder with config.json (and weights), as "
+        raise ValueError(f"{said} cannot be read: {reason} Give a folder with config.json (and weights), as "
                          "`save_pretrained` writes it, or the name of a hub model.") from error
 
 
@@ -75,6 +74,13 @@ def config_of(architecture: str | dict[str, Any]) -> Any:
     return AutoConfig.from_pretrained(str(architecture))
 
 
+def kind_of(config: Any) -> Any:
+    """The class of transformers that builds the language model of a config."""
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    return AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
+
+
 def build_sharded(strategy: Any, pretrained: str | None, architecture: str | dict[str, Any] | None,
                   fill: bool = True, attention: str | None = None) -> nn.Module:
     """`build_model`, of which each rank only ever holds its shard: rank 0 reads the weights and hands them out.
@@ -89,8 +95,6 @@ def build_sharded(strategy: Any, pretrained: str | None, architecture: str | dic
     Raises:
         ValueError: Rank 0 cannot read it; raised on every rank.
     """
-    from transformers import AutoModelForCausalLM
-
     whole: dict[str, Any] = {}
     config, generation, problem = None, None, None
     if strategy.is_global_zero:
@@ -109,7 +113,7 @@ def build_sharded(strategy: Any, pretrained: str | None, architecture: str | dic
     if problem is not None:
         raise ValueError(problem)
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **attention_setting(attention))
+        model: Any = kind_of(config).from_config(config, dtype=torch.float32, **attention_setting(attention))
     model.generation_config = generation
     strategy.shard(model)
     model.to_empty(device=strategy.root_device)

@@ -15,9 +15,9 @@ FLOORS = [
     "units schedules blends events manifest documents intervals shelf sandbox signals weight_files",
     "recipe shards remote occasions evaluations source_facts ledger pauses",
     "plan blend_design orders identity store footprint score_changes background routing phases spikes rollback "
-    "agenda tally source_losses tensor_parallel",
+    "agenda tally source_losses tensor_parallel objectives",
     "stream prepare parallel losses weights report checkpoints counters departures shortfalls",
-    "microworld harness consolidation model_size forecast",
+    "microworld harness consolidation model_size forecast encoder_decoder",
     "data module ablation outlook",
     "callbacks",
     "arguments cli commands quickstart settings training data_check standalone restarts "

@@ -59,6 +59,11 @@ def test_what_is_kept_for_the_backward_pass_is_what_a_real_forward_keeps(name):
     assert model_size(MODELS[name], length, torch.float32).saved * length == pytest.approx(real, rel=0.1)
 
 
+def test_an_encoder_decoder_is_not_sized():
+    with pytest.raises(ValueError, match="T5ForConditionalGeneration is an encoder–decoder model, whose memory is not"):
+        model_size({"model_type": "t5", "vocab_size": 64, "d_model": 16, "num_layers": 1}, 64, torch.float32)
+
+
 def test_a_model_without_blocks_or_that_cannot_be_read_is_refused():
     with pytest.raises(ValueError, match="architecture='nowhere/at/all' cannot be read"):
         model_size("nowhere/at/all", 64, torch.float32)

@@ -166,6 +166,34 @@ class PlainBatch:
         self.texts.pop()
 
 
+class EncodedBatch(PlainBatch):
+    """The same for encoder–decoders: each context is encoded once, every token decodes the whole answers anew."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
+        self.states: list[torch.Tensor] = []
+
+    def admit(self, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Add rows; returns the logits of their first tokens."""
+        self.texts += [[] for _ in prompts]
+        logits, states = self.network.answered(prompts, [[] for _ in prompts])
+        self.states += states
+        return logits[:, -1]
+
+    def step(self, tokens: Sequence[int]) -> torch.Tensor:
+        """Add one token to each row; returns the logits of the next ones."""
+        for text, token in zip(self.texts, tokens, strict=True):
+            text.append(token)
+        logits, _ = self.network.answered(self.states, self.texts)
+        return logits[range(len(self)), [len(text) for text in self.texts]]
+
+    def drop(self, row: int) -> None:
+        """Take a row out; the last one takes its place."""
+        super().drop(row)
+        self.states[row] = self.states[-1]
+        self.states.pop()
+
+
 def _padded_logits(network: Network, prompts: Sequence[Sequence[int]], cache: Cache | None) -> torch.Tensor:
     """Logits behind each prompt, padded on the left; fills ``cache``."""
     longest = max(map(len, prompts))

@@ -22,17 +22,18 @@ class Encoder:
 
     Args:
         tokenizer: One of transformers; it is not changed, and needs no pad token.
+        apart: Encode a context and its continuation each by itself, for models that read them apart.
 
     Raises:
         ValueError: It has neither a BOS nor an EOS token.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, apart: bool = False) -> None:
         if tokenizer.eos_token_id is None:
             raise ValueError(f"tokenizer {getattr(tokenizer, 'name_or_path', '')!r} has no EOS token, which ends an "
                              "answer and begins a text without context. Set one of its tokens: "
                              "tokenizer.eos_token = '...'.")
-        self.tokenizer = tokenizer
+        self.tokenizer, self.apart = tokenizer, apart
         self.eos: int = tokenizer.eos_token_id
         self.first: int = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self.first_text: str = tokenizer.decode(self.first)
@@ -57,7 +58,8 @@ class Encoder:
     def encode_pairs(self, asked: Iterable[tuple[str, str]], check: Callable[[], None] = lambda: None) -> None:
         """Make sure that `pairs` has tokens of context and continuation for each pair asked.
 
-        Spaces at the end of a context go to its continuation; the two are encoded as one text and then cut.
+        Spaces at the end of a context go to its continuation; the two are encoded as one text and then cut, unless
+        they are kept apart.
         """
         missing = list(dict.fromkeys(pair for pair in asked if pair not in self.pairs))
         for first in range(0, len(missing), CHUNK):
@@ -71,12 +73,14 @@ class Encoder:
             self.pairs[pair] = (tokens[:1], tokens[1:]) if tokens[:1] == (self.first,) else ((self.first,), tokens)
         pairs = [pair for pair in chunk if pair[0]]
         contexts = list(dict.fromkeys(moved[pair][0] for pair in pairs))
-        texts = contexts + ["".join(moved[pair]) for pair in pairs]
-        encoded = self.encode(texts, self.first_text)
-        known = dict(zip(contexts, encoded, strict=False))
-        for pair, whole in zip(pairs, encoded[len(contexts):], strict=True):
-            context = known[moved[pair][0]]
-            self.pairs[pair] = (context or (self.first,), whole[len(context):])
+        known = dict(zip(contexts, self.encode(contexts, self.first_text), strict=True))
+        if self.apart:
+            ends = self.encode([moved[pair][1] for pair in pairs], None, False)
+        else:
+            wholes = self.encode(["".join(moved[pair]) for pair in pairs], self.first_text)
+            ends = [whole[len(known[moved[pair][0]]):] for pair, whole in zip(pairs, wholes, strict=True)]
+        for pair, end in zip(pairs, ends, strict=True):
+            self.pairs[pair] = (known[moved[pair][0]] or (self.first,), end)
 
     def encode_contexts(self, asked: Iterable[str], check: Callable[[], None] = lambda: None) -> None:
         """Make sure that `contexts` has the tokens of each prompt asked."""

@@ -39,10 +39,10 @@ class Kept:
     requests: RequestStore = field(default_factory=RequestStore)
     encoders: dict[str, Encoder] = field(default_factory=dict)
 
-    def encoder(self, tokenizer: Any) -> Encoder:
-        """The encoder of a tokenizer that gives these tokens."""
-        made = Encoder(tokenizer)
-        return self.encoders.setdefault(fingerprint(tokenizer), made)
+    def encoder(self, tokenizer: Any, apart: bool = False) -> Encoder:
+        """The encoder of a tokenizer that gives these tokens, for models that read a context ``apart`` or not."""
+        made = Encoder(tokenizer, apart)
+        return self.encoders.setdefault(f"{fingerprint(tokenizer)} {apart}", made)
 
 
 KEPT = Kept()
@@ -91,7 +91,7 @@ def evaluate(model: nn.Module, tokenizer: Any, families: Sequence[str | Family],
     gradients, training flags and random states are left as they were.
 
     Args:
-        model: Any Hugging Face causal LM; plain, in DistributedDataParallel, or `fully_shard`'ed.
+        model: Any Hugging Face causal or encoder–decoder LM; plain, in DistributedDataParallel, or `fully_shard`'ed.
         tokenizer: Its tokenizer.
         families: ``mmlu``, ``hellaswag``, ``humaneval``, ``mgsm`` (``mgsm:all``, ``mgsm:fr+de``), any name that
             lm-eval knows, or a `Family`.
@@ -119,7 +119,8 @@ def evaluate(model: nn.Module, tokenizer: Any, families: Sequence[str | Family],
     chosen, asked = options or Options(), [family(one) if isinstance(one, str) else one for one in families]
     refuse_twins(asked)
     kept = KEPT if kept is None else kept
-    network, encoder, sharded = Network(model, tokenizer, chosen.window), kept.encoder(tokenizer), is_sharded(model)
+    network, sharded = Network(model, tokenizer, chosen.window), is_sharded(model)
+    encoder = kept.encoder(tokenizer, network.encodes)
     ranks = Ranks(network.device, sharded and not (chosen.gather_weights and group is None), group,
                   None if deadline is None else time.monotonic() + deadline, interrupted)
     results = Results(settings={

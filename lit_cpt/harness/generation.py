@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lit_cpt.harness.decoding import CachedBatch, PlainBatch
+from lit_cpt.harness.decoding import CachedBatch, EncodedBatch, PlainBatch
 from lit_cpt.harness.network import Network
 from lit_cpt.harness.planning import KEPT_PER_TOKEN
 from lit_cpt.harness.ranks import Ranks
@@ -60,8 +60,8 @@ class Growing:
         return Answer(self.prompt.stops.text(self.tokens), self.finite, len(self.tokens))
 
 
-def fit(tokens: tuple[int, ...], room: int, window: int) -> tuple[tuple[int, ...], int]:
-    """Prompt and room that fit the window together.
+def fit(tokens: tuple[int, ...], room: int, window: int, apart: bool = False) -> tuple[tuple[int, ...], int]:
+    """Prompt and room that fit the window together, or each for itself where they are ``apart``.
 
     As HFLM: the prompt is cut on the left to leave ``room``. Where ``room`` alone fills the window HFLM stops with
     an assertion; here half of the window is the prompt's at most, and the answer has what is left.
@@ -69,6 +69,8 @@ def fit(tokens: tuple[int, ...], room: int, window: int) -> tuple[tuple[int, ...
     >>> fit((1, 2, 3, 4), 2, window=5), fit((1, 2, 3, 4), 9, window=5)
     (((2, 3, 4), 2), ((3, 4), 3))
     """
+    if apart:
+        return tokens[-window:], min(room, window)
     if room < window:
         return tokens[-(window - room):], room
     kept = tokens[-max(1, window // 2):]
@@ -93,7 +95,8 @@ def generate(network: Network, ranks: Ranks, prompts: Sequence[Prompt], budget: 
     mine = ordered[ranks.rank :: ranks.size]
     longest = max((len(prompt.tokens) + prompt.room for prompt in mine), default=1)
     rows = max(1, min(most_rows, len(mine), KEPT_PER_TOKEN * budget // longest))
-    batch = CachedBatch(network, rows, longest) if network.caches else PlainBatch(network)
+    batch: CachedBatch | PlainBatch = EncodedBatch(network) if network.encodes else (
+        CachedBatch(network, rows, longest) if network.caches else PlainBatch(network))
     queue, growing, answers = deque(mine), list[Growing](), dict[int, Answer]()
     with ranks.together():
         while ranks.anyone(bool(queue or growing)):

@@ -110,7 +110,7 @@ class LiveLM(LM):
         if strings not in known:
             known[strings] = Stops(self.encoder.tokenizer, strings, self.ends)
         whole = self.encoder.contexts[request.args[0]] or (self.encoder.first,)
-        tokens, room = fit(whole, settings["max_gen_toks"], self.network.window)
+        tokens, room = fit(whole, settings["max_gen_toks"], self.network.window, self.network.encodes)
         self.truncated += len(tokens) < len(whole)
         self.shortened += room < settings["max_gen_toks"]
         return Prompt(number, tokens, room, known[strings])

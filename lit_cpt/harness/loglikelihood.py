@@ -32,7 +32,7 @@ def loglikelihoods(network: Network, ranks: Ranks, pairs: Sequence[Pair], budget
     Returns:
         The results, in nats, and how many requests were cut to the model's window.
     """
-    rows, cut = merge_rows(pairs, network.window)
+    rows, cut = merge_rows(pairs, network.window, network.encodes)
     budget = min(budget, -(-sum(len(row.tokens) for row in rows) // ranks.size))  # a batch for each rank
     shares = share_jobs(plan(rows, budget, most_rows, shortest_prefix if network.caches else None), ranks.size)
     found = torch.zeros(len(pairs), 2, dtype=torch.float64)
@@ -56,7 +56,10 @@ def run(network: Network, jobs: Sequence[Job], found: torch.Tensor) -> Iterator[
             cache = network.prefill(network.tensor([job.prefix]))
             yield True
         for batch in job.batches:
-            score_batch(network, batch, len(job.prefix), cache, found)
+            if network.encodes:
+                score_answers(network, batch, found)
+            else:
+                score_batch(network, batch, len(job.prefix), cache, found)
             yield True
 
 
@@ -81,6 +84,24 @@ def score_batch(network: Network, batch: Sequence[Row], prefix: int, cache: Cach
             first = len(row.tokens) - prefix - len(continuation)
             asked += [(request, spots.setdefault((number, column[first + offset]), len(spots)), token)
                       for offset, token in enumerate(continuation)]
+    note(network, logits, spots, asked, found)
+
+
+def score_answers(network: Network, batch: Sequence[Row], found: torch.Tensor) -> None:
+    """The same of an encoder–decoder: it reads the contexts, and its answers are the continuations."""
+    wanted = [row.answers[0][1] for row in batch]  # the same for all requests of a row
+    contexts = [row.tokens[:-len(continuation)] for row, continuation in zip(batch, wanted, strict=True)]
+    logits, _ = network.answered(contexts, [continuation[:-1] for continuation in wanted])
+    places = ((number, place) for number, continuation in enumerate(wanted) for place in range(len(continuation)))
+    spots = {spot: index for index, spot in enumerate(places)}
+    asked = [(request, spots[number, place], token) for number, row in enumerate(batch)
+             for request, continuation in row.answers for place, token in enumerate(continuation)]
+    note(network, logits, spots, asked, found)
+
+
+def note(network: Network, logits: torch.Tensor, spots: dict[tuple[int, int], int],
+         asked: list[tuple[int, int, int]], found: torch.Tensor) -> None:
+    """Fill the lines of ``found`` that the tokens ``asked`` at ``spots`` of ``logits`` answer."""
     values, greedy = read_spots(network, logits, list(spots), asked)
     requests = torch.tensor([request for request, _, _ in asked])
     found[:, 1][requests] = 1.0

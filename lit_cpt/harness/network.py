@@ -1,4 +1,4 @@
-"""One forward of any Hugging Face causal model: only the logits that are needed, with or without a cache."""
+"""One forward of any Hugging Face language model: only the logits that are needed, with or without a cache."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from lm_eval.models.utils import resolve_max_length
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutput
+
+from lit_cpt.objectives import is_encoder_decoder
 
 CACHED_LAYERS = {"full_attention", "sliding_attention", "chunked_attention", "attention"}
 CACHE_NAMES = ("cache", "past_key_values")  # what forward calls it: from transformers 5.24 on, and before
@@ -23,7 +27,7 @@ class Network:
     """The model as the evaluation calls it.
 
     Args:
-        model: Causal model whose forward takes ``input_ids`` and gives ``.logits``. Of a DistributedDataParallel the
+        model: Model whose forward takes ``input_ids`` and gives ``.logits``. Of a DistributedDataParallel the
             module inside is called, whose forward does not talk to the other ranks; of a compiled one that which was
             compiled, since every length would be compiled anew.
         tokenizer: Asked for the window where the model's config names none.
@@ -39,7 +43,8 @@ class Network:
         self.selects, self.places = "logits_to_keep" in accepted, "position_ids" in accepted
         kinds = set(getattr(config, "layer_types", None) or ())
         self.cache_name = next((name for name in CACHE_NAMES if name in accepted), None)
-        self.caches = self.cache_name is not None and kinds <= CACHED_LAYERS
+        self.encodes = is_encoder_decoder(self.model)
+        self.caches = self.cache_name is not None and kinds <= CACHED_LAYERS and not self.encodes
         self.forwards = 0
         self.tokens = 0
 
@@ -49,7 +54,7 @@ class Network:
 
     def logits(self, tokens: torch.Tensor, keep: Sequence[int] | None = None, cache: Cache | None = None,
                mask: torch.Tensor | None = None, places: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits of shape (B, K, V).
+        """Logits of a causal model, shape (B, K, V).
 
         Args:
             tokens: Shape (B, T).
@@ -75,9 +80,37 @@ class Network:
             return found
         return found[:, -1:] if keep is None else found[:, self.tensor(keep)]
 
+    def answered(self, contexts: Sequence[Sequence[int]] | Sequence[torch.Tensor],
+                 answers: Sequence[Sequence[int]]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Logits of an encoder–decoder.
+
+        Args:
+            contexts: What its encoder reads, for each of the B rows; or what it made of that before.
+            answers: What its decoder has given so far, K tokens at most.
+
+        Returns:
+            Logits behind its start token and each of those, shape (B, K + 1, V); those of a shorter answer are padded
+            on the right. And what the encoder made of each context, shape (its tokens, D).
+        """
+        read = [one if isinstance(one, torch.Tensor) else self.tensor(list(one)) for one in contexts]
+        lengths, padded = [len(one) for one in read], pad_sequence(read, batch_first=True)
+        mask = (torch.arange(max(lengths), device=self.device) < self.tensor(lengths)[:, None]).long()
+        labels = pad_sequence([self.tensor([*answer, 0]) for answer in answers], batch_first=True)
+        model: Any = self.model  # which puts its start token before the labels and drops the last
+        given = {"input_ids": padded} if padded.ndim == 2 else {"encoder_outputs": BaseModelOutput(padded)}
+        found = model(attention_mask=mask, decoder_input_ids=model.prepare_decoder_input_ids_from_labels(labels),
+                      use_cache=False, **given)
+        self.forwards += 1
+        self.tokens += labels.numel() + (padded.numel() if padded.ndim == 2 else 0)
+        states = found.encoder_last_hidden_state
+        return found.logits, [row[:length] for row, length in zip(states, lengths, strict=True)]
+
     def idle(self) -> None:
         """A forward of one token: what a rank without work does while the others gather weights."""
-        self.logits(torch.zeros(1, 1, dtype=torch.long, device=self.device))
+        if self.encodes:
+            self.answered([[0]], [[]])
+        else:
+            self.logits(torch.zeros(1, 1, dtype=torch.long, device=self.device))
 
     def prefill(self, tokens: torch.Tensor) -> Cache:
         """Keys and values of ``tokens``, shape (1, T); full ones, whatever windows the layers have."""

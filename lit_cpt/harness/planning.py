@@ -19,7 +19,8 @@ class Row:
     """One input of the model and the requests it answers.
 
     Args:
-        tokens: Context and continuation without its last token, cut on the left to the window.
+        tokens: Context and continuation without its last token, cut on the left to the window. Of an encoder–decoder
+            the context so cut and the whole continuation.
         answers: (request, continuation): each is scored on the last ``len(continuation)`` positions.
     """
 
@@ -50,23 +51,24 @@ def batch_tokens(batch: Sequence[Row], prefix: int) -> int:
     return len(batch) * (max(len(row.tokens) for row in batch) - prefix)
 
 
-def merge_rows(pairs: Sequence[Pair], window: int) -> tuple[list[Row], int]:
+def merge_rows(pairs: Sequence[Pair], window: int, apart: bool = False) -> tuple[list[Row], int]:
     """One row for each input that differs, and how many requests were cut to the window.
 
-    The four letters of a multiple-choice question that are one token each make one row.
+    The four letters of a multiple-choice question that are one token each make one row, unless the model reads
+    contexts ``apart`` from continuations: an encoder–decoder has a window for each.
 
     Raises:
         ValueError: A request has no continuation, or one longer than the window.
     """
-    rows: dict[tuple[int, ...], Row] = {}
+    rows: dict[tuple[tuple[int, ...], int], Row] = {}
     cut = 0
     for index, (context, continuation) in enumerate(pairs):
         if not 0 < len(continuation) <= window:
             raise ValueError(f"request {index} has a continuation of {len(continuation)} tokens; 1 to {window} (the "
                              "model's window) can be scored. Leave the document out, or evaluate a longer window.")
-        cut += len(context) + len(continuation) > window + 1
-        tokens = (context + continuation)[-(window + 1) : -1]
-        rows.setdefault(tokens, Row(tokens)).answers.append((index, continuation))
+        cut += len(context) > window if apart else len(context) + len(continuation) > window + 1
+        tokens = context[-window:] + continuation if apart else (context + continuation)[-(window + 1) : -1]
+        rows.setdefault((tokens, apart * len(continuation)), Row(tokens)).answers.append((index, continuation))
     return list(rows.values()), cut
 
 

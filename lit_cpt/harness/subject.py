@@ -19,7 +19,7 @@ def model_of(module: Any, given: Any = None) -> nn.Module:
             ``module.model`` and then at ``module``.
 
     Raises:
-        ValueError: There is no Hugging Face causal language model there.
+        ValueError: There is no Hugging Face language model there.
     """
     if isinstance(given, nn.Module):
         return given
