@@ -16,7 +16,7 @@ FLOORS = [
     "recipe shards remote occasions evaluations source_facts ledger pauses",
     "plan blend_design orders identity store footprint score_changes background routing phases spikes rollback "
     "agenda tally source_losses tensor_parallel objectives",
-    "stream prepare parallel losses weights report checkpoints counters departures shortfalls",
+    "stream prepare parallel losses weights report checkpoints counters departures shortfalls curve_lr",
     "microworld harness consolidation model_size forecast encoder_decoder",
     "data module ablation outlook",
     "callbacks",

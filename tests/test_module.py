@@ -14,7 +14,7 @@ from lit_cpt.blends import Blend
 from lit_cpt.callbacks import PhaseSwitchCallback, RunCheckpointCallback
 from lit_cpt.data import BlendDataModule
 from lit_cpt.events import read_events
-from lit_cpt.module import ContinuedPretraining, CurveLR
+from lit_cpt.module import ContinuedPretraining
 from lit_cpt.recipe import AdamW, Phase, Recipe, Trigger
 from lit_cpt.schedules import Cosine, Warmup
 from lit_cpt.weights import build_model
@@ -81,22 +81,6 @@ def test_the_clock_counts_the_tokens_that_were_trained(logged):
         saved = torch.load(folder / f"step-{step}.ckpt", weights_only=False)
         assert saved["lit_cpt"]["tokens_seen"] == step * TOKENS
         assert saved["lr_schedulers"][0]["tokens_seen"] == step * TOKENS
-
-
-def test_the_scheduler_saves_its_clock_and_no_copy_of_the_recipe():
-    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=1.0)
-    schedule = CurveLR(optimizer, recipe_of(), TOKENS)
-    assert (schedule.tokens_seen, optimizer.param_groups[0]["lr"]) == (0, 1e-2)
-    for _ in range(3):
-        optimizer.step()
-        schedule.step()
-    assert json.loads(json.dumps(schedule.state_dict())) == {"tokens_seen": 3 * TOKENS, "last_epoch": 3}
-    again = CurveLR(torch.optim.AdamW([torch.nn.Parameter(torch.zeros(2))], lr=1.0), recipe_of(), TOKENS)
-    again.load_state_dict(schedule.state_dict())
-    again.optimizer.step()
-    again.step()
-    assert again.tokens_seen == 4 * TOKENS
-    assert again.optimizer.param_groups[0]["lr"] == recipe_of().eta_at(4 * TOKENS)
 
 
 def test_a_clock_outside_a_run_with_the_recipes_scheduler_stands_at_zero(sources, tiny, tmp_path):
