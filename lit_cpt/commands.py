@@ -22,7 +22,7 @@ PLANNED_DATA = {"sources": dict[str, str], "sequence_length": int, "global_batch
                 "remote": dict[str, Any]}
 PLAN_ONLY = {"--json": False, "--plot": True, "--gpu": True, "--mfu": True, "--price": True}  # True: with a value
 DTYPES = ("float32", "bfloat16", "float16")
-FIT_ONLY = ("model", "trainer", "run", "ckpt_path", "seed_everything", "weights_only", "verbose")
+FIT_ONLY = ("model", "trainer", "run", "mirror", "ckpt_path", "seed_everything", "weights_only", "verbose")
 
 
 def prepare_command(arguments: list[str]) -> None:
@@ -193,7 +193,7 @@ def export_command(arguments: list[str]) -> None:
     parser = command_parser("export", "Writes the model of a checkpoint as a Hugging Face folder, tokenizer included. "
                             "Example: lit-cpt export --checkpoint runs/first --output my-model --dtype bfloat16")
     parser.add_argument("--checkpoint", type=str, required=True, metavar="FILE|RUN", help="A checkpoint of a run, or "
-                        "the run's folder (its newest checkpoint).")
+                        "the run's folder or mirror (its newest checkpoint).")
     parser.add_argument("--output", type=str, required=True, metavar="HF_DIR", help="The folder to write.")
     parser.add_argument("--dtype", type=str, default="float32", help="Of the weights: float32, bfloat16 or float16.")
     parser.add_argument("--tokenizer", type=str, help="Folder or hub name; left out, that of the run's model.")

@@ -22,8 +22,9 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from transformers.utils.logging import disable_progress_bar
 
 from lit_cpt.arguments import advised, known_keys
-from lit_cpt.checkpoints import folder_of, found_checkpoint, newest_whole
+from lit_cpt.checkpoints import folder_of, found_checkpoint, newest_whole, saving_callbacks
 from lit_cpt.data import BlendDataModule
+from lit_cpt.mirror import Mirror, opened_index, restore
 from lit_cpt.module import ContinuedPretraining
 from lit_cpt.parallel import leave
 from lit_cpt.plan import Plan, plan, render, source_blocks
@@ -87,6 +88,9 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the recipe and the run folder, and share them out."""
         parser.add_argument("--run", type=str, default="runs/default", help="The run's folder.")
+        parser.add_argument("--mirror", type=str | Mirror | None, default=None, metavar="URL",
+                            help="A folder of a store, such as s3://bucket/run1: checkpoints are copied there, and "
+                            "--ckpt_path auto|last finds them there.")
         parser.add_argument("--allow_change", type=list[str], default=[], metavar="FIELD",
                             help="What a resumed run may change, such as data.seed; repeat it for each.")
         parser.add_class_arguments(Recipe, "recipe", sub_configs=True)
@@ -118,7 +122,7 @@ class TrainingCLI(LightningCLI):
             kwargs["logger"] = self.subcommand == "fit" and TensorBoardLogger(
                 settings["default_root_dir"], name="", version="", default_hp_metric=False)
         try:
-            return super().instantiate_trainer(**kwargs)
+            return mirrored(super().instantiate_trainer(**kwargs), self._get(self.config_init, "mirror"))
         except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"trainer: {' '.join(str(error).split())} Change the --trainer options or --config "
                              "hardware/....") from error
@@ -146,10 +150,14 @@ class TrainingCLI(LightningCLI):
 
     def resolve_checkpoint(self) -> str | None:
         """The file that ``--ckpt_path`` means, also for the Trainer: it knows no ``last`` of ours."""
-        asked = self.config_init[self.subcommand]
-        asked["ckpt_path"] = found_checkpoint(Path(self.trainer.default_root_dir), asked_for(asked["ckpt_path"]),
-                                              self.skipped)
-        return asked["ckpt_path"]
+        given, run = self.config_init[self.subcommand], Path(self.trainer.default_root_dir)
+        asked = asked_for(given["ckpt_path"])
+        if (mirror := mirror_of(self.trainer)) is not None:
+            if self.subcommand == "fit" and self.trainer.is_global_zero:
+                opened_index(mirror.objects)
+            restore(mirror, folder_of(self.trainer), asked)
+        given["ckpt_path"] = found_checkpoint(run, asked, self.skipped)
+        return given["ckpt_path"]
 
     def skipped(self, broken: Path, what: str, instead: Path) -> None:
         """Say that a damaged checkpoint was passed over, and have it recorded when training begins."""
@@ -191,6 +199,25 @@ class ReadingCLI(TrainingCLI):
         """The config, as plain values."""
         found: dict[str, Any] = self.config["fit"].as_dict()
         return found
+
+
+def mirrored(trainer: Trainer, mirror: str | Mirror | None) -> Trainer:
+    """``trainer``, whose checkpoints are copied to ``mirror`` if one is given.
+
+    Raises:
+        ValueError: It has no callback that could.
+    """
+    for callback in saving_callbacks(trainer) if mirror is not None else ():
+        callback.mirror = Mirror(mirror) if isinstance(mirror, str) else mirror
+        return trainer
+    if mirror is not None:
+        raise ValueError(f"mirror={mirror!r} needs lit_cpt.callbacks.RunCheckpointCallback among the callbacks.")
+    return trainer
+
+
+def mirror_of(trainer: Trainer) -> Mirror | None:
+    """Where the checkpoints of a run are copied to."""
+    return next((callback.mirror for callback in saving_callbacks(trainer)), None)
 
 
 def plan_of(recipe: Recipe, data: BlendDataModule) -> Plan:

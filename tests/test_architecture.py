@@ -14,10 +14,10 @@ FLOORS = [
     "publishing",
     "units schedules blends events manifest documents intervals shelf sandbox",
     "recipe shards remote occasions evaluations",
-    "plan orders identity store footprint score_changes background routing",
+    "plan orders identity store objects footprint score_changes background routing",
     "stream prepare parallel losses weights report checkpoints counters",
-    "microworld harness consolidation model_size",
-    "data module ablation outlook",
+    "microworld harness consolidation model_size mirror",
+    "data module ablation outlook copying",
     "callbacks",
     "arguments cli commands quickstart settings training data_check standalone restarts "
     "eval_command eval_data_command checkpoint_command __main__ __init__",

@@ -1,22 +1,29 @@
-"""The launch files: SLURM's on two nodes, as far as one machine goes, preempted or short of a rank, and back."""
+"""The launch files: SLURM's on two nodes, as far as one machine goes, in trouble of several kinds, and back."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from conftest import LENGTH, VOCABULARY
+from object_store import object_store_fixture  # noqa: F401
+from test_mirror import mirror_of
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-LAUNCH = Path(__file__).parents[1] / "configs" / "launch"
+from lit_cpt.mirror import read_index, step
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "configs" / "launch"
 SLURM = Path(__file__).parent / "projects" / "slurm"
 GLOBAL, STEPS = 4, 12
 MODEL = {"model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32,
@@ -35,6 +42,8 @@ class Trouble(Callback):
         if trainer.global_step != self.step or self.mark.exists():
             return
         if self.kind == "kill" and last:
+            while Path("hold").exists():
+                time.sleep(0.05)
             self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if self.kind == "wait" and last:
@@ -64,12 +73,12 @@ def prepare(folder, sources, step, kind):
 ARGUMENTS = ["--config", "base", "--config", "run.yaml", "--run", "run"]
 
 
-def start(folder, script, **environment):
+def start(folder, script, *more, **environment):
     """Start a launch file in ``folder``."""
     programs = Path(sys.executable).parent
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder), "CUDA_VISIBLE_DEVICES": "",
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{folder}:{ROOT}", "CUDA_VISIBLE_DEVICES": "",
                    "PATH": f"{SLURM}:{programs}:{os.environ['PATH']}", **environment}
-    return subprocess.Popen([str(LAUNCH / script), *ARGUMENTS], cwd=folder, env=environment, text=True,
+    return subprocess.Popen([str(LAUNCH / script), *ARGUMENTS, *more], cwd=folder, env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -79,9 +88,9 @@ def ended(process):
     return process.returncode, said
 
 
-def job(folder, **environment):
+def job(folder, *more, **environment):
     """A job of SLURM on two nodes."""
-    return start(folder, "slurm.sh", SLURM_JOB_ID="4711", SLURM_JOB_NUM_NODES="2", SLURM_NTASKS_PER_NODE="1",
+    return start(folder, "slurm.sh", *more, SLURM_JOB_ID="4711", SLURM_JOB_NUM_NODES="2", SLURM_NTASKS_PER_NODE="1",
                  SLURM_JOB_NAME="lit-cpt", MASTER_PORT=str(free_port()), REQUEUED=str(folder / "requeued"),
                  **environment)
 
@@ -152,6 +161,55 @@ def test_a_slurm_job_that_loses_a_rank_ends_soon_says_so_and_comes_back_so_often
     assert "slurm.sh: started again 3 times already; RESTARTS=N allows more." in said
     assert status == 1
     assert (folder / "requeued").read_text() == "requeue 4711\n"
+
+
+@pytest.mark.slow
+def test_a_job_that_lost_its_folder_comes_back_from_the_mirror_and_ends_as_if_nothing_had_been(
+        whole, sources, tmp_path, object_store):
+    folder, mirror = prepare(tmp_path / "mirrored", sources, 6, "kill"), mirror_of(object_store, "launch")
+    store = {"AWS_ENDPOINT_URL": object_store.endpoint, "AWS_ACCESS_KEY_ID": "job", "AWS_SECRET_ACCESS_KEY": "secret",
+             "AWS_DEFAULT_REGION": "us-east-1"}
+    (folder / "hold").touch()
+    process = job(folder, "--mirror", mirror.url, **store)
+    while not (there := read_index(mirror.objects).checkpoints):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.2)
+    (folder / "hold").unlink()
+    status, said = ended(process)
+    assert status == 128 + signal.SIGKILL, said
+    name = "step-00000004.ckpt"
+    assert {f"{name}/__{rank}_0.distcp" for rank in range(2)} < {*there[name]}
+    shutil.rmtree(folder / "run")
+    status, said = ended(job(folder, "--mirror", mirror.url, SLURM_RESTART_COUNT="1", **store))
+    assert status == 0, said
+    assert f"checkpoint run/checkpoints/{name} came from {mirror.url}" in said
+    assert_equal(saved(folder, STEPS), whole)
+    assert [step(name) for name in read_index(mirror.objects).newest_first] == [STEPS, 8]  # as in the run's folder
+
+
+@contextmanager
+def small_disk(folder, size):
+    """A disk of so many bytes at ``folder``."""
+    folder.mkdir(parents=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True,
+                             check=False)
+    if mounted.returncode:
+        pytest.skip(f"this test needs leave to mount a small disk: {mounted.stderr.decode().strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_all_ranks_and_with_space_the_run_ends_as_if_nothing_had_been(whole, sources, tmp_path):
+    folder = prepare(tmp_path / "full", sources, -1, "none")
+    disk = folder / "run" / "checkpoints"
+    with small_disk(disk, 1 << 20):
+        status, said = ended(job(folder))
+        print(status, said)
+        print(subprocess.run(["du", "-ab", disk], capture_output=True, text=True).stdout)
+    assert 0
 
 
 def test_the_slurm_file_tells_how_it_is_to_be_started(tmp_path):
