@@ -122,18 +122,20 @@ class TrainingCLI(LightningCLI):
             kwargs["logger"] = self.subcommand == "fit" and TensorBoardLogger(
                 settings["default_root_dir"], name="", version="", default_hp_metric=False)
         try:
-            return mirrored(super().instantiate_trainer(**kwargs), self._get(self.config_init, "mirror"))
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"trainer: {' '.join(str(error).split())} Change the --trainer options or --config "
                              "hardware/....") from error
+        return mirrored(trainer, self._get(self.config_init, "mirror"))
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run it; an error in training that leaves a whole checkpoint is marked as one that can be resumed."""
+        """Run it; an error in training that leaves a whole checkpoint tells the newest."""
         try:
             super()._run_subcommand(subcommand)
         except BaseException as error:
-            if subcommand == "fit" and newest_whole(folder_of(self.trainer))[0] is not None:
-                error.resumable = True  # type: ignore[attr-defined]
+            newest, _ = newest_whole(folder_of(self.trainer)) if subcommand == "fit" else (None, {})
+            if newest is not None:
+                error.newest = str(newest)  # type: ignore[attr-defined]
             raise
 
     def before_fit(self) -> None:
@@ -287,6 +289,6 @@ def training_command(arguments: list[str]) -> None:
         train(arguments)
     except BaseException as error:
         told = lost_rank(error) or error
-        if getattr(error, "resumable", False):
-            told.resume_with = resume_command(arguments)  # type: ignore[attr-defined]
+        if (newest := getattr(error, "newest", None)) is not None:
+            told.newest, told.resume_with = newest, resume_command(arguments)  # type: ignore[attr-defined]
         raise told  # noqa: B904  # from the error, which stays its context

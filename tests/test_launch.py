@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import LENGTH, VOCABULARY
+from conftest import LENGTH, VOCABULARY, ran_with_mounts, small_disk
 from object_store import object_store_fixture  # noqa: F401
 from test_mirror import mirror_of
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from lit_cpt.events import read_events
 from lit_cpt.mirror import read_index, step
 
 ROOT = Path(__file__).parents[1]
@@ -110,6 +111,11 @@ def saved(folder, step):
         f"moments of {name}": one for name, one in state["optimizer_0"]["state"].items()}}
 
 
+def resumed_at(folder):
+    """The steps that attempts of a run went on from."""
+    return [event["step"] for event in read_events(folder / "run") if event["event"] == "resume"]
+
+
 def assert_equal(mine, other):
     assert mine.keys() == other.keys()
     for name, values in other.items():
@@ -182,34 +188,29 @@ def test_a_job_that_lost_its_folder_comes_back_from_the_mirror_and_ends_as_if_no
     shutil.rmtree(folder / "run")
     status, said = ended(job(folder, "--mirror", mirror.url, SLURM_RESTART_COUNT="1", **store))
     assert status == 0, said
-    assert f"checkpoint run/checkpoints/{name} came from {mirror.url}" in said
+    assert resumed_at(folder) == [4]
     assert_equal(saved(folder, STEPS), whole)
     assert [step(name) for name in read_index(mirror.objects).newest_first] == [STEPS, 8]  # as in the run's folder
 
 
-@contextmanager
-def small_disk(folder, size):
-    """A disk of so many bytes at ``folder``."""
-    folder.mkdir(parents=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True,
-                             check=False)
-    if mounted.returncode:
-        pytest.skip(f"this test needs leave to mount a small disk: {mounted.stderr.decode().strip()}")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
 @pytest.mark.slow
-def test_a_full_disk_ends_all_ranks_and_with_space_the_run_ends_as_if_nothing_had_been(whole, sources, tmp_path):
+def test_a_full_disk_ends_all_ranks_and_with_space_the_run_ends_as_if_nothing_was(whole, sources, tmp_path):
+    if ran_with_mounts(f"{__file__}::test_a_full_disk_ends_all_ranks_and_with_space_the_run_ends_as_if_nothing_was"):
+        return
     folder = prepare(tmp_path / "full", sources, -1, "none")
-    disk = folder / "run" / "checkpoints"
-    with small_disk(disk, 1 << 20):
+    with small_disk(folder / "run" / "checkpoints", 400 << 10) as disk:  # one checkpoint and a half
         status, said = ended(job(folder))
-        print(status, said)
-        print(subprocess.run(["du", "-ab", disk], capture_output=True, text=True).stdout)
-    assert 0
+        assert status == 1, said
+        assert re.search(r"lit-cpt fit: the disk is full \(.*No space left on device: 'run/checkpoints/"
+                         r"step-00000008.ckpt'\). Free some space and go on from run/checkpoints/step-00000004.ckpt, "
+                         r"the newest whole checkpoint.\nresume with: lit-cpt fit .*--ckpt_path last\n", said)
+        assert "Traceback" not in said
+        assert sorted(path.name for path in disk.iterdir()) == ["last.ckpt", "step-00000004.ckpt"]
+        subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
+        status, said = ended(job(folder, SLURM_RESTART_COUNT="1"))
+        assert status == 0, said
+        assert resumed_at(folder) == [4]
+        assert_equal(saved(folder, STEPS), whole)
 
 
 def test_the_slurm_file_tells_how_it_is_to_be_started(tmp_path):

@@ -115,7 +115,9 @@ def mirrored(whole, object_store, monkeypatch):
 
 
 def test_a_run_is_found_in_its_mirror_by_a_machine_that_has_nothing_of_it(mirrored, whole, here, capsys):
-    fit(capsys, "--mirror", mirrored, "--ckpt_path", "auto")
+    (here / "mirror.yaml").write_text(yaml.safe_dump({"mirror": {"url": mirrored, "storage": {"retry_seconds": 60.0}}}))
+    fit(capsys, "--config", "mirror.yaml", "--ckpt_path", "auto")
+    assert yaml.safe_load((here / "run" / "config.yaml").read_text())["mirror"]["url"] == mirrored
     assert (saved(here / "run")["global_step"], read_events(here / "run")[0]["event"]) == (STEPS, "resume")
     assert main(["checkpoint", "inspect", mirrored]) == 0
     assert f"{mirrored}/step-{STEPS:08d}.ckpt" in capsys.readouterr().out
@@ -496,7 +498,7 @@ def test_a_full_disk_loses_nothing_and_says_how_to_go_on(breaker, capsys):
     assert main(["fit", *COMMON, "--run", "run", "--trainer.plugins=breaker.FullDisk"]) == 1
     said = capsys.readouterr().err.splitlines()
     assert said[-2].startswith("lit-cpt fit: the disk is full ([Errno 28] No space left on device: 'run/checkpoints/")
-    assert said[-2].endswith("). Free some space and go on where the newest whole checkpoint is.")
+    assert said[-2].endswith("go on from run/checkpoints/step-00000004.ckpt, the newest whole checkpoint.")
     assert said[-1].endswith("--ckpt_path last")
     assert not [line for line in said if "Traceback" in line]
     fit(capsys, "--ckpt_path", "last")
