@@ -219,7 +219,7 @@ def mirrored(trainer: Trainer, mirror: str | Mirror | None) -> Trainer:
 
 def mirror_of(trainer: Trainer) -> Mirror | None:
     """Where the checkpoints of a run are copied to."""
-    return next((callback.mirror for callback in saving_callbacks(trainer)), None)
+    return next((getattr(callback, "mirror", None) for callback in saving_callbacks(trainer)), None)
 
 
 def plan_of(recipe: Recipe, data: BlendDataModule) -> Plan:

@@ -169,12 +169,17 @@ def test_a_slurm_job_that_loses_a_rank_ends_soon_says_so_and_comes_back_so_often
     assert (folder / "requeued").read_text() == "requeue 4711\n"
 
 
+@pytest.fixture
+def store(object_store):
+    """The environment that tells a job where its mirror is."""
+    return {"AWS_ENDPOINT_URL": object_store.endpoint, "AWS_ACCESS_KEY_ID": "job", "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1"}
+
+
 @pytest.mark.slow
 def test_a_job_that_lost_its_folder_comes_back_from_the_mirror_and_ends_as_if_nothing_had_been(
-        whole, sources, tmp_path, object_store):
+        whole, sources, tmp_path, object_store, store):
     folder, mirror = prepare(tmp_path / "mirrored", sources, 6, "kill"), mirror_of(object_store, "launch")
-    store = {"AWS_ENDPOINT_URL": object_store.endpoint, "AWS_ACCESS_KEY_ID": "job", "AWS_SECRET_ACCESS_KEY": "secret",
-             "AWS_DEFAULT_REGION": "us-east-1"}
     (folder / "hold").touch()
     process = job(folder, "--mirror", mirror.url, **store)
     while not (there := read_index(mirror.objects).checkpoints):
@@ -194,12 +199,13 @@ def test_a_job_that_lost_its_folder_comes_back_from_the_mirror_and_ends_as_if_no
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_all_ranks_and_with_space_the_run_ends_as_if_nothing_was(whole, sources, tmp_path):
+def test_a_full_disk_ends_all_ranks_and_with_space_the_run_ends_as_if_nothing_was(
+        whole, sources, tmp_path, object_store, store):
     if ran_with_mounts(f"{__file__}::test_a_full_disk_ends_all_ranks_and_with_space_the_run_ends_as_if_nothing_was"):
         return
-    folder = prepare(tmp_path / "full", sources, -1, "none")
+    folder, mirror = prepare(tmp_path / "full", sources, -1, "none"), mirror_of(object_store, "full")
     with small_disk(folder / "run" / "checkpoints", 400 << 10) as disk:  # one checkpoint and a half
-        status, said = ended(job(folder))
+        status, said = ended(job(folder, "--mirror", mirror.url, **store))
         assert status == 1, said
         assert re.search(r"lit-cpt fit: the disk is full \(.*No space left on device: 'run/checkpoints/"
                          r"step-00000008.ckpt'\). Free some space and go on from run/checkpoints/step-00000004.ckpt, "
@@ -207,9 +213,10 @@ def test_a_full_disk_ends_all_ranks_and_with_space_the_run_ends_as_if_nothing_wa
         assert "Traceback" not in said
         assert sorted(path.name for path in disk.iterdir()) == ["last.ckpt", "step-00000004.ckpt"]
         subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
-        status, said = ended(job(folder, SLURM_RESTART_COUNT="1"))
+        status, said = ended(job(folder, "--mirror", mirror.url, SLURM_RESTART_COUNT="1", **store))
         assert status == 0, said
         assert resumed_at(folder) == [4]
+        assert [step(name) for name in read_index(mirror.objects).newest_first] == [STEPS, 8]
         assert_equal(saved(folder, STEPS), whole)
 
 
