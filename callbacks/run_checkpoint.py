@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Collection
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,6 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lit_cpt.agenda import EVERY_N_STEPS, KEEP
 from lit_cpt.checkpoints import (
     clear_leftovers,
+    damage,
     finish_saving,
     folder_of,
     newest_whole,
@@ -28,7 +30,9 @@ from lit_cpt.checkpoints import (
     when_saved,
     write_whole,
 )
+from lit_cpt.copying import Copier
 from lit_cpt.counters import validation_due
+from lit_cpt.mirror import Mirror
 from lit_cpt.pauses import paused
 
 log = logging.getLogger(__name__)
@@ -50,13 +54,16 @@ class RunCheckpointCallback(Checkpoint):
         keep_every: Save and keep each step that is a multiple of this.
         monitor: Metric of a validation, such as ``val/web/loss``: ``best.ckpt`` names its best checkpoint.
         mode: Whether the best value is the least (``min``) or the greatest (``max``).
+        mirror: Where checkpoints are copied to in the background, such as ``s3://bucket/run1``; what is deleted here is
+            deleted there too.
 
     Raises:
-        ValueError: A number below 1, or another mode.
+        ValueError: A number below 1, another mode, or no such mirror.
     """
 
     def __init__(self, every_n_steps: int = EVERY_N_STEPS, keep: int = KEEP, keep_every: int | None = None,
-                 monitor: str | None = None, mode: Literal["min", "max"] = "min") -> None:
+                 monitor: str | None = None, mode: Literal["min", "max"] = "min",
+                 mirror: str | Mirror | None = None) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("keep", keep), ("keep_every", keep_every)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
@@ -64,6 +71,8 @@ class RunCheckpointCallback(Checkpoint):
             raise ValueError(f"mode={mode!r} must be 'min' or 'max'.")
         self.every_n_steps, self.keep, self.keep_every = every_n_steps, keep, keep_every
         self.monitor, self.mode = monitor, mode
+        self.mirror = Mirror(mirror) if isinstance(mirror, str) else mirror
+        self.copier: Copier | None = None
         self.steps: list[int] = []  # of the checkpoints that this run has, in the order they were written
         self.kept: list[int] = []  # of those that stay for good
         self.best: tuple[float, int] | None = None
@@ -88,9 +97,11 @@ class RunCheckpointCallback(Checkpoint):
         here = bool(trainer.ckpt_path) and Path(str(trainer.ckpt_path)).resolve().parent == folder.resolve()
         if not here:  # the records are of another run's files
             self.steps, self.kept, self.best, self.saved_step = [], [], None, -1
-        self.steps = [step for step in self.steps if step_path(folder, step).exists()]
+        there = self.begin_copying(Path(str(trainer.ckpt_path)).resolve().name if here else None)
+        self.steps = [step for step in self.steps if (path := step_path(folder, step)).exists() or path.name in there]
         if trainer.is_global_zero:
             clear_leftovers(folder)
+            self.copy_rest(folder)
         self.answer(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule,
@@ -122,12 +133,25 @@ class RunCheckpointCallback(Checkpoint):
             log.warning("%s was never logged by a validation: there is no best.ckpt", self.monitor)
         self.training = False
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for the mirror."""
+        self.finish_copying()
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save what was trained, where it can be; the exception goes on whatever comes of it."""
         made = self.training and trainer.global_step > self.first_step and trainer.global_step != self.saved_step
-        self.training = False
-        if not made or isinstance(exception, KeyboardInterrupt) or getattr(exception, "spoilt", False):
-            return
+        self.training, interrupted = False, isinstance(exception, KeyboardInterrupt)
+        if made and not interrupted and not getattr(exception, "spoilt", False):
+            self.save_last(trainer)
+        if trainer.world_size == 1 and not interrupted:
+            self.finish_copying()
+        elif self.copier is not None:
+            self.copier.tell_missing()  # another rank may be gone, or know nothing of this
+
+    # How -------------------------------------------------------------------------------------------------------
+
+    def save_last(self, trainer: Trainer) -> None:
+        """Save the step that an exception came after, unless its weights are unsound."""
         step, failure = trainer.global_step, self.unsound(trainer)
         if failure is None:
             try:
@@ -137,8 +161,6 @@ class RunCheckpointCallback(Checkpoint):
         if failure is not None and trainer.is_global_zero:
             whole, _ = newest_whole(folder_of(trainer))
             log.warning("no checkpoint of step %d: %s; the newest whole one is %s", step, failure, whole or "none")
-
-    # How -------------------------------------------------------------------------------------------------------
 
     def save_step(self, trainer: Trainer, reason: str) -> Path:
         """Save the step that was made, unless it is saved; see `lit_cpt.checkpoints.save_now`."""
@@ -163,6 +185,8 @@ class RunCheckpointCallback(Checkpoint):
                     logger.save()  # a resumed run does not log again what was logged before
                 waited = time.monotonic() - began
                 when_saved(trainer, partial(log.info, "checkpoint %s (%s, %.1f s)", path, reason, waited))
+                if self.copier is not None:
+                    when_saved(trainer, partial(self.copier.add, path))
         elif step in self.steps:
             self.enlist(step, reason)
         self.retain(trainer)
@@ -187,7 +211,9 @@ class RunCheckpointCallback(Checkpoint):
         old, self.steps = [step for step in self.steps if step not in stay], [
             step for step in self.steps if step in stay]
         for step in old if trainer.is_global_zero else []:
-            when_saved(trainer, partial(delete, step_path(folder_of(trainer), step)))
+            path = step_path(folder_of(trainer), step)
+            remove_old = partial(delete, path)
+            when_saved(trainer, partial(self.copier.retire, path, remove_old) if self.copier else remove_old)
 
     def judge(self, trainer: Trainer) -> None:
         """Let ``best.ckpt`` name this step's checkpoint if its metric is the best so far."""
@@ -200,7 +226,10 @@ class RunCheckpointCallback(Checkpoint):
         self.best = (value, step)
         log.info("%s %.4f at step %d is the best so far", self.monitor, value, step)
         if trainer.is_global_zero:
-            when_saved(trainer, partial(point, folder_of(trainer), "best", step_path(folder_of(trainer), step)))
+            path = step_path(folder_of(trainer), step)
+            when_saved(trainer, partial(point, path.parent, "best", path))
+            if self.copier is not None:
+                when_saved(trainer, partial(self.copier.prefer, path))
         self.retain(trainer)
 
     def unsound(self, trainer: Trainer) -> str | None:
@@ -228,6 +257,27 @@ class RunCheckpointCallback(Checkpoint):
                 trainer._checkpoint_connector.dump_checkpoint(weights_only=False), path)
             point(path.parent, "last", path)
             log.info("checkpoint %s (exception)", path)
+
+    # The mirror ------------------------------------------------------------------------------------------------
+
+    def begin_copying(self, last: str | None) -> Collection[str]:
+        """Begin to copy checkpoints, where there is a mirror; those that it holds."""
+        if self.mirror is None:
+            return ()
+        self.copier = Copier(self.mirror, last)
+        return self.copier.index.checkpoints
+
+    def copy_rest(self, folder: Path) -> None:
+        """Copy what an earlier attempt could not."""
+        for path in [step_path(folder, step) for step in self.steps]:
+            if self.copier is not None and path.name not in self.copier.index.checkpoints and damage(path) is None:
+                self.copier.add(path)
+
+    def finish_copying(self) -> None:
+        """Wait for the mirror; see `lit_cpt.checkpoints.finish_copying`."""
+        copier, self.copier = self.copier, None
+        if copier is not None:
+            copier.finish()
 
     # What a resumed run goes on with -----------------------------------------------------------------------------
 

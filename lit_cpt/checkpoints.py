@@ -273,6 +273,12 @@ def finish_saving(trainer: Trainer) -> None:
         finish()
 
 
+def finish_copying(trainer: Trainer) -> None:
+    """Wait until the mirror, if there is one, has what was saved; nothing is saved after this. All ranks call it."""
+    for callback in saving_callbacks(trainer):
+        callback.finish_copying()
+
+
 def save_now(trainer: Trainer, reason: str) -> Path:
     """Save the step that was made, unless it is saved already; all ranks call this.
 

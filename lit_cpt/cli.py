@@ -101,8 +101,8 @@ def explain(error: BaseException, command: str) -> int:
         say_how_to_resume(error)
         return 1
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        again = "go on where the newest whole checkpoint is." if hasattr(error, "resume_with") else (
-            "run the same command again.")
+        newest = getattr(error, "newest", None)
+        again = f"go on from {newest}, the newest whole checkpoint." if newest else "run the same command again."
         print(f"lit-cpt {command}: the disk is full ({error}). Free some space and {again}", file=sys.stderr)
         say_how_to_resume(error)
         return 1

@@ -85,7 +85,7 @@ def export_command(arguments: list[str]) -> None:
     parser = command_parser("export", "Writes the model of a checkpoint as a Hugging Face folder, tokenizer included. "
                             "Example: lit-cpt export --checkpoint runs/first --output my-model --dtype bfloat16")
     parser.add_argument("--checkpoint", type=str, required=True, metavar="FILE|RUN", help="A checkpoint of a run, or "
-                        "the run's folder (its newest checkpoint).")
+                        "the run's folder or mirror (its newest checkpoint).")
     parser.add_argument("--output", type=str, required=True, metavar="HF_DIR", help="The folder to write.")
     parser.add_argument("--dtype", type=str, default="float32", help="Of the weights: float32, bfloat16 or float16.")
     parser.add_argument("--tokenizer", type=str, help="Folder or hub name; left out, that of the run's model.")

@@ -26,7 +26,8 @@ DATA: dict[str, tuple[Any, Any]] = {
     "workers": (int, 2), "seed": (int, 42), "window": (int, 8), "shards": (int, 1), "validation_blocks": (int, 256),
     "remote": (dict[str, Any], {})}
 PLAN_ONLY = ("json", "plot", "gpu", "mfu", "price", "tokens_per_second")
-FIT_ONLY = ("model", "trainer", "run", "ckpt_path", "seed_everything", "weights_only", "verbose", "allow_change")
+FIT_ONLY = ("model", "trainer", "run", "mirror", "ckpt_path", "seed_everything", "weights_only", "verbose",
+            "allow_change")
 ABOUT = ("What a run will do, before it does it: takes the arguments of fit. Example: lit-cpt plan --config base "
          "--config recipes/paper --config run.yaml --tokens_per_second 280000 --plot plan.png")
 

@@ -83,3 +83,9 @@ def sync_folder(folder: Path) -> None:
         pass
     finally:
         os.close(handle)
+
+
+def sync_file(file: Path) -> None:
+    """Bring what ``file`` holds to the disk."""
+    with open(file, "rb+") as opened:
+        os.fsync(opened.fileno())

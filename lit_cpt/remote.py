@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from lit_cpt.shelf import INDEX, is_used
 FIRST_DELAY, LONGEST_DELAY = 0.1, 10.0  # seconds between tries
 QUIET_SECONDS = 5.0  # of trying again before the log says so
 LEFTOVER_SECONDS = 86_400.0  # after which a staging folder belongs to a process that died
+BOTO3 = ("s3://", "r2://")
 BUSY_STATUS = {408, 425, 429}
 BUSY_CODES = {"SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "BandwidthLimitExceeded",
               "RequestTimeout", "InternalError", "ServiceUnavailable"}
@@ -40,7 +41,14 @@ log = logging.getLogger(__name__)
 
 
 class Unreachable(OSError):
-    """A remote file that cannot be had: the store refused it, or did not answer for ``retry_seconds``."""
+    """A remote file that cannot be had: the store refused it, or did not answer for ``retry_seconds``.
+
+    Attributes:
+        refused: Whether another try would not have helped.
+        missing: Whether it was refused because there is no such file, or no such bucket.
+    """
+
+    refused = missing = False
 
 
 @dataclass(frozen=True)
@@ -195,27 +203,11 @@ class Fetcher:
         Raises:
             Unreachable: At once for what another try cannot mend, or after ``retry_seconds``.
         """
-        begun, delay, told, renewed = time.monotonic(), FIRST_DELAY, False, False
-        stop = stop or threading.Event()
-        while (error := self._attempt(name, path, size)) is not None:
-            seconds = time.monotonic() - begun
-            cure = refusal(error)
-            if cure and not renewed:
-                renewed, self._downloader = True, None  # a new client reads credentials anew: they may rotate
-                continue
-            if cure:
-                raise Unreachable(f"{self.url}/{name} was refused: {in_short(error)}. {cure}") from error
-            if seconds + delay > self.storage.retry_seconds or stop.is_set():
-                raise Unreachable(f"{self.url}/{name} could not be had for {seconds:.0f} s: {in_short(error)}. Is the "
-                                  "store reachable from this node? To wait longer, raise retry_seconds.") from error
-            if seconds > QUIET_SECONDS and not told:
-                told = True
-                log.warning("%s: store unreachable for %.0f s (%s), retrying for up to %.0f s", f"{self.url}/{name}",
-                            seconds, in_short(error), self.storage.retry_seconds)
-            stop.wait(delay * random.uniform(0.5, 1.0))
-            delay = min(2 * delay, LONGEST_DELAY)
-        if told:
-            log.warning("%s: reachable again after %.0f s", f"{self.url}/{name}", time.monotonic() - begun)
+        insist(lambda: self._attempt(name, path, size), f"{self.url}/{name}", self.storage, self._renew, stop)
+
+    def _renew(self) -> None:
+        """Let the next attempt make a client."""
+        self._downloader = None
 
     def _attempt(self, name: str, path: Path, size: int | None) -> Exception | None:
         """Try once; what went wrong, or None."""
@@ -244,6 +236,46 @@ class Fetcher:
                 downloader.download_fileobj(url, file)
 
 
+def insist(attempt: Callable[[], Exception | None], name: str, storage: Storage, renew: Callable[[], None],
+           stop: threading.Event | None = None) -> None:
+    """Make attempts for as long as that may help.
+
+    Args:
+        attempt: Tells what went wrong, None if nothing did.
+        name: Of the file, for the log.
+        storage: How long to go on.
+        renew: Called once before a refusal is believed: a new client reads credentials anew, and they may rotate.
+        stop: Ends the trying once set.
+
+    Raises:
+        Unreachable: At once for what another try cannot mend, or after ``retry_seconds``.
+    """
+    begun, delay, told, renewed = time.monotonic(), FIRST_DELAY, False, False
+    stop = stop or threading.Event()
+    while (error := attempt()) is not None:
+        seconds = time.monotonic() - begun
+        cure = refusal(error)
+        if cure and not renewed:
+            renewed = True
+            renew()
+            continue
+        if cure:
+            refused = Unreachable(f"{name} was refused: {in_short(error)}. {cure}")
+            refused.refused, refused.missing = True, is_missing(error)
+            raise refused from error
+        if seconds + delay > storage.retry_seconds or stop.is_set():
+            raise Unreachable(f"{name} could not be had for {seconds:.0f} s: {in_short(error)}. Is the "
+                              "store reachable from this node? To wait longer, raise retry_seconds.") from error
+        if seconds > QUIET_SECONDS and not told:
+            told = True
+            log.warning("%s: store unreachable for %.0f s (%s), retrying for up to %.0f s", name, seconds,
+                        in_short(error), storage.retry_seconds)
+        stop.wait(delay * random.uniform(0.5, 1.0))
+        delay = min(2 * delay, LONGEST_DELAY)
+    if told:
+        log.warning("%s: reachable again after %.0f s", name, time.monotonic() - begun)
+
+
 def connect(url: str, folder: Path, storage: Storage) -> Any:
     """The downloader that litdata has for ``url``, without retries of its own where that can be said.
 
@@ -251,14 +283,8 @@ def connect(url: str, folder: Path, storage: Storage) -> Any:
     """
     from litdata.streaming import downloader
 
-    options = dict(storage.options)
-    if url.startswith(("s3://", "r2://")):
-        from botocore.config import Config
-
-        given = options.get("config") or Config()
-        mine = Config(connect_timeout=min(10.0, storage.attempt_seconds), retries={"total_max_attempts": 1},
-                      read_timeout=storage.attempt_seconds / 5)  # boto3 begins a broken body anew, five times
-        options["config"] = mine.merge(Config(**given) if isinstance(given, Mapping) else given)
+    options = client_options(url, storage, 1)  # boto3 begins a broken body anew, five times
+    if url.startswith(BOTO3):
         client: dict[str, Any] = downloader._OBSTORE_CLIENT_OPTIONS
         client["timeout"] = f"{storage.attempt_seconds * 1000:.0f}ms"
         endpoint = options.get("endpoint_url") or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get(
@@ -268,22 +294,40 @@ def connect(url: str, folder: Path, storage: Storage) -> Any:
     return downloader.get_downloader(url, str(folder), [], options, {})
 
 
+def client_options(url: str, storage: Storage, attempts: int) -> dict[str, Any]:
+    """What a client of ``url`` is made with: each request ends soon and is made so often."""
+    options = dict(storage.options)
+    if url.startswith(BOTO3):
+        from botocore.config import Config
+
+        given = options.get("config") or Config()
+        mine = Config(connect_timeout=min(10.0, storage.attempt_seconds), read_timeout=storage.attempt_seconds / 5,
+                      retries={"total_max_attempts": attempts})
+        options["config"] = mine.merge(Config(**given) if isinstance(given, Mapping) else given)
+    return options
+
+
 def refusal(error: Exception) -> str | None:
     """How to mend what another try cannot; None for an error that may pass."""
     status, code = status_of(error)
     if status >= 500 or status in BUSY_STATUS or code in BUSY_CODES:
         return None
     if status in (400, 401, 403) or type(error).__name__ in NO_CREDENTIALS:
-        return ("Renew the credentials if they have expired, and check that they may read this bucket (the environment "
-                "of this node, or the storage options).")
-    if status == 404 or isinstance(error, FileNotFoundError):
-        return ("Check bucket, prefix and endpoint; what `lit-cpt prepare` wrote must lie there whole, with its "
-                f"{MANIFEST}.")
+        return ("Renew the credentials if they have expired, and check what they may do with this bucket (the "
+                "environment of this node, or the storage options).")
+    if is_missing(error):
+        return (f"Check bucket, prefix and endpoint; a source must lie there whole, with its {MANIFEST}, as `lit-cpt "
+                "prepare` wrote it.")
     if isinstance(error, OSError) and error.errno in DISK:
         return "Make room on this node's disk or make the folder writable; a smaller cache budget needs less."
     if status or isinstance(error, (ImportError, TypeError, ValueError, LookupError, AttributeError)):
         return "Check the URL and the storage options; if the source was written anew, start again to read it."
     return None
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether there is no such file or bucket."""
+    return status_of(error)[0] == 404 or isinstance(error, FileNotFoundError)
 
 
 def status_of(error: Exception) -> tuple[int, str]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
+import shutil
+import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +27,7 @@ from lit_cpt.harness.programs import LaterSandbox
 from lit_cpt.harness.record import evaluation_of
 from lit_cpt.harness.subject import read_tokenizer
 from lit_cpt.harness.suite import Effort, Suite
+from lit_cpt.mirror import fetched
 from lit_cpt.sandbox import Sandbox
 from lit_cpt.weights import build_model, give_generation_config, is_distributed, load_weights
 
@@ -56,8 +60,8 @@ def evaluate_saved(checkpoint: str, suite: Suite, effort: Effort, tokenizer: str
     """Evaluate a saved model; every process of a torchrun calls this and gets the same result.
 
     Args:
-        checkpoint: A ``.ckpt`` of ours, a run's folder (its newest whole checkpoint), a Hugging Face folder, or a hub
-            name.
+        checkpoint: A ``.ckpt`` of ours, a run's folder or mirror (its newest whole checkpoint), a Hugging Face folder,
+            or a hub name.
         suite: What is asked.
         effort: Time and memory.
         tokenizer: Folder or hub name; left out, that of the model.
@@ -107,7 +111,11 @@ def is_first() -> bool:
 
 
 def open_subject(checkpoint: str, tokenizer: str | None, dtype: torch.dtype) -> Subject:
-    """Load what `evaluate_saved` names."""
+    """Load what `evaluate_saved` names; from a mirror it is downloaded, and deleted when the process ends."""
+    if "://" in checkpoint:
+        folder = tempfile.mkdtemp(prefix="lit-cpt-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return replace(open_subject(str(fetched(checkpoint, Path(folder))), tokenizer, dtype), name=checkpoint)
     path = Path(checkpoint)
     if path.is_dir() and not (path / "config.json").exists() and not is_distributed(path):
         path = newest_of(path)

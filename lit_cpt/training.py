@@ -24,9 +24,10 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from transformers.utils.logging import disable_progress_bar
 
 from lit_cpt.arguments import advised, known_keys
-from lit_cpt.checkpoints import folder_of, found_checkpoint, newest_whole
+from lit_cpt.checkpoints import folder_of, found_checkpoint, newest_whole, saving_callbacks
 from lit_cpt.data import BlendDataModule
 from lit_cpt.forecast import Forecast, Setup, forecast, render_forecast
+from lit_cpt.mirror import Mirror, opened_index, restore
 from lit_cpt.module import ContinuedPretraining
 from lit_cpt.outlook import outlook_here
 from lit_cpt.parallel import data_rank, leave
@@ -94,6 +95,9 @@ class TrainingCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the recipe and the run folder, and share them out."""
         parser.add_argument("--run", type=str, default="runs/default", help="The run's folder.")
+        parser.add_argument("--mirror", type=str | Mirror | None, default=None, metavar="URL",
+                            help="A folder of a store, such as s3://bucket/run1: checkpoints are copied there, and "
+                            "--ckpt_path auto|last finds them there.")
         parser.add_argument("--allow_change", type=list[str], default=[], metavar="FIELD",
                             help="What a resumed run may change, such as data.seed; repeat it for each.")
         parser.add_class_arguments(Recipe, "recipe", sub_configs=True)
@@ -125,19 +129,21 @@ class TrainingCLI(LightningCLI):
             kwargs["logger"] = self.subcommand == "fit" and TensorBoardLogger(
                 settings["default_root_dir"], name="", version="", default_hp_metric=False)
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"trainer: {' '.join(str(error).split())} Change the --trainer options or --config "
                              "hardware/....") from error
+        return mirrored(trainer, self._get(self.config_init, "mirror"))
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run it; an error in training that leaves a whole checkpoint is marked as one that can be resumed."""
+        """Run it; an error in training that leaves a whole checkpoint tells the newest."""
         run = partial(super()._run_subcommand, subcommand)
         try:
             persevere(run, self.go_back)
         except BaseException as error:
-            if subcommand == "fit" and newest_whole(folder_of(self.trainer))[0] is not None:
-                error.resumable = True  # type: ignore[attr-defined]
+            newest, _ = newest_whole(folder_of(self.trainer)) if subcommand == "fit" else (None, {})
+            if newest is not None:
+                error.newest = str(newest)  # type: ignore[attr-defined]
             raise
 
     def go_back(self, checkpoint: Path, stretch: tuple[int, int]) -> None:
@@ -168,10 +174,14 @@ class TrainingCLI(LightningCLI):
 
     def resolve_checkpoint(self) -> str | None:
         """The file that ``--ckpt_path`` means, also for the Trainer: it knows no ``last`` of ours."""
-        asked = self.config_init[self.subcommand]
-        asked["ckpt_path"] = found_checkpoint(Path(self.trainer.default_root_dir), asked_for(asked["ckpt_path"]),
-                                              self.skipped)
-        return asked["ckpt_path"]
+        given, run = self.config_init[self.subcommand], Path(self.trainer.default_root_dir)
+        asked = asked_for(given["ckpt_path"])
+        if (mirror := mirror_of(self.trainer)) is not None:
+            if self.subcommand == "fit" and self.trainer.is_global_zero:
+                opened_index(mirror.objects)
+            restore(mirror, folder_of(self.trainer), asked)
+        given["ckpt_path"] = found_checkpoint(run, asked, self.skipped)
+        return given["ckpt_path"]
 
     def skipped(self, broken: Path, what: str, instead: Path) -> None:
         """Say that a damaged checkpoint was passed over, and have it recorded when training begins."""
@@ -239,6 +249,25 @@ def scale_here(trainer: Trainer, data: BlendDataModule, config: dict[str, Any]) 
     return {"scale": found.describe()} if found else {}
 
 
+def mirrored(trainer: Trainer, mirror: str | Mirror | None) -> Trainer:
+    """``trainer``, whose checkpoints are copied to ``mirror`` if one is given.
+
+    Raises:
+        ValueError: It has no callback that could.
+    """
+    for callback in saving_callbacks(trainer) if mirror is not None else ():
+        callback.mirror = Mirror(mirror) if isinstance(mirror, str) else mirror
+        return trainer
+    if mirror is not None:
+        raise ValueError(f"mirror={mirror!r} needs lit_cpt.callbacks.RunCheckpointCallback among the callbacks.")
+    return trainer
+
+
+def mirror_of(trainer: Trainer) -> Mirror | None:
+    """Where the checkpoints of a run are copied to."""
+    return next((getattr(callback, "mirror", None) for callback in saving_callbacks(trainer)), None)
+
+
 def check_model(module: ContinuedPretraining) -> None:
     """Refuse a model that is spelled as a path and is not there, before the hub is asked for it again and again.
 
@@ -300,6 +329,6 @@ def training_command(arguments: list[str]) -> None:
         if lost is None and isinstance(error, Exception):  # a rank that lost another is no reason
             recorder.record_exception(error)
         told = lost or error
-        if getattr(error, "resumable", False):
-            told.resume_with = resume_command(arguments)  # type: ignore[attr-defined]
+        if (newest := getattr(error, "newest", None)) is not None:
+            told.newest, told.resume_with = newest, resume_command(arguments)  # type: ignore[attr-defined]
         raise told  # noqa: B904  # from the error, which stays its context

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +149,29 @@ def fit(module: pl.LightningModule, data: Any, folder: Path, *callbacks: pl.Call
     trainer = make_trainer(folder, diary, *callbacks, **settings)
     trainer.fit(module, datamodule=data, ckpt_path=resume and str(resume), weights_only=False)
     return diary
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """A disk of so many bytes at ``folder``, which is made; the test is skipped where nothing may be mounted."""
+    folder.mkdir(parents=True)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True,
+                             check=False)
+    if mounted.returncode:
+        pytest.skip(f"this test needs leave to mount a small disk: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+def ran_with_mounts(test: str) -> bool:
+    """Whether ``test`` (file and name) was run as root of a namespace of its own, because it may not mount as it is."""
+    if os.geteuid() == 0 or not shutil.which("unshare") or subprocess.run(
+            ["unshare", "-rm", "true"], check=False, capture_output=True).returncode:
+        return False
+    subprocess.run(["unshare", "-rm", sys.executable, "-m", "pytest", test], check=True)
+    return True
 
 
 def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:

@@ -15,10 +15,10 @@ FLOORS = [
     "units schedules blends events manifest documents intervals shelf sandbox signals weight_files",
     "recipe shards remote occasions evaluations source_facts ledger pauses",
     "plan blend_design orders identity store footprint score_changes background routing phases spikes rollback "
-    "agenda tally source_losses tensor_parallel objectives",
+    "agenda tally source_losses tensor_parallel objectives objects",
     "stream prepare parallel losses weights report checkpoints counters departures shortfalls curve_lr",
-    "microworld harness consolidation model_size forecast encoder_decoder",
-    "data module ablation outlook",
+    "microworld harness consolidation model_size forecast encoder_decoder mirror",
+    "data module ablation outlook copying",
     "callbacks",
     "arguments cli commands quickstart settings training data_check standalone restarts "
     "eval_command eval_data_command checkpoint_command blend_command __main__ __init__ plan_command",

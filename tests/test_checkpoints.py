@@ -4,15 +4,15 @@ import errno
 import logging
 import os
 import resource
-import subprocess
 import zipfile
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from conftest import make_trainer
+from conftest import make_trainer, small_disk
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from lit_cpt.checkpoints import (
@@ -80,20 +80,6 @@ def test_a_value_that_cannot_be_saved_leaves_the_file_as_it_was(tmp_path):
 
 
 @contextmanager
-def small_disk(folder):
-    """A disk of one MiB at ``folder``."""
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True,
-                             check=False)
-    if mounted.returncode:
-        pytest.skip(f"this test needs leave to mount a small disk: {mounted.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", folder], check=True)
-
-
-@contextmanager
 def small_files(folder):
     """Files of one MiB at most: needs no rights, but says EFBIG where a disk says ENOSPC."""
     folder.mkdir()
@@ -105,7 +91,8 @@ def small_files(folder):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.parametrize(("limit", "number"), [(small_disk, errno.ENOSPC), (small_files, errno.EFBIG)])
+@pytest.mark.parametrize(("limit", "number"), [
+    (partial(small_disk, size=1 << 20), errno.ENOSPC), (small_files, errno.EFBIG)])
 def test_a_full_disk_says_so_and_leaves_the_checkpoint_before(tmp_path, limit, number):
     with limit(tmp_path / "small") as folder:
         write(folder / "x.ckpt")

@@ -223,11 +223,11 @@ def test_a_full_disk_says_how_to_go_on(capsys):
 
 
 @pytest.mark.parametrize(("error", "status", "ends"), [
-    (OSError(28, "No space left on device"), 1, "go on where the newest whole checkpoint is."),
-    (OSError(122, "Disk quota exceeded"), 1, "go on where the newest whole checkpoint is."),
+    (OSError(28, "No space left on device"), 1, "go on from run/1.ckpt, the newest whole checkpoint."),
+    (OSError(122, "Disk quota exceeded"), 1, "go on from run/1.ckpt, the newest whole checkpoint."),
     (RuntimeError("x"), 1, "the traceback above tells where it arose.")])
 def test_an_error_that_left_a_checkpoint_ends_with_the_command_to_resume(capsys, error, status, ends):
-    error.resume_with = "lit-cpt fit --run x --ckpt_path last"
+    error.newest, error.resume_with = "run/1.ckpt", "lit-cpt fit --run x --ckpt_path last"
     assert explain(error, "fit") == status
     said = capsys.readouterr().err.splitlines()
     assert said[-2].endswith(ends)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,10 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import LENGTH, VOCABULARY
+from conftest import LENGTH, VOCABULARY, ran_with_mounts, small_disk
+from object_store import object_store_fixture  # noqa: F401
+from test_mirror import mirror_of
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-LAUNCH = Path(__file__).parents[1] / "configs" / "launch"
+from lit_cpt.events import read_events
+from lit_cpt.mirror import read_index, step
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "configs" / "launch"
 SLURM = Path(__file__).parent / "projects" / "slurm"
 GLOBAL, STEPS = 4, 12
 MODEL = {"model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32,
@@ -35,7 +43,7 @@ class Trouble(Callback):
         if trainer.global_step != self.step or self.mark.exists():
             return
         if self.kind == "kill" and last:
-            while not Path("run/checkpoints/last.ckpt").exists():
+            while Path("hold").exists() or not Path("run/checkpoints/last.ckpt").exists():
                 time.sleep(0.05)
             self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -66,13 +74,12 @@ def prepare(folder, sources, step, kind):
 ARGUMENTS = ["--config", "base", "--config", "run.yaml", "--run", "run"]
 
 
-def start(folder, script, **environment):
+def start(folder, script, *more, **environment):
     """Start a launch file in ``folder``."""
     programs = Path(sys.executable).parent
-    importable = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": importable, "CUDA_VISIBLE_DEVICES": "",
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{folder}:{ROOT}", "CUDA_VISIBLE_DEVICES": "",
                    "PATH": f"{SLURM}:{programs}:{os.environ['PATH']}", **environment}
-    return subprocess.Popen([str(LAUNCH / script), *ARGUMENTS], cwd=folder, env=environment, text=True,
+    return subprocess.Popen([str(LAUNCH / script), *ARGUMENTS, *more], cwd=folder, env=environment, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
@@ -82,9 +89,9 @@ def ended(process):
     return process.returncode, said
 
 
-def job(folder, **environment):
+def job(folder, *more, **environment):
     """A job of SLURM on two nodes."""
-    return start(folder, "slurm.sh", SLURM_JOB_ID="4711", SLURM_JOB_NUM_NODES="2", SLURM_NTASKS_PER_NODE="1",
+    return start(folder, "slurm.sh", *more, SLURM_JOB_ID="4711", SLURM_JOB_NUM_NODES="2", SLURM_NTASKS_PER_NODE="1",
                  SLURM_JOB_NAME="lit-cpt", MASTER_PORT=str(free_port()), REQUEUED=str(folder / "requeued"),
                  **environment)
 
@@ -102,6 +109,11 @@ def saved(folder, step):
     state = torch.load(file, weights_only=False)
     return {"weights": state["state_dict"], **{
         f"moments of {name}": one for name, one in state["optimizer_0"]["state"].items()}}
+
+
+def resumed_at(folder):
+    """The steps that attempts of a run went on from."""
+    return [event["step"] for event in read_events(folder / "run") if event["event"] == "resume"]
 
 
 def assert_equal(mine, other):
@@ -184,6 +196,55 @@ def test_torchrun_that_may_not_start_again_ends_soon_and_names_the_rank_that_was
     assert status == 1
     assert "rank      : 1 (local_rank: 1)\n  exitcode  : -9" in said.split("Root Cause")[1]
     assert said.count("Traceback") == 1  # torchrun's own
+@pytest.fixture
+def store(object_store):
+    """The environment that tells a job where its mirror is."""
+    return {"AWS_ENDPOINT_URL": object_store.endpoint, "AWS_ACCESS_KEY_ID": "job", "AWS_SECRET_ACCESS_KEY": "secret",
+            "AWS_DEFAULT_REGION": "us-east-1"}
+
+
+@pytest.mark.slow
+def test_a_job_that_lost_its_folder_comes_back_from_the_mirror_and_ends_as_if_nothing_had_been(
+        whole, sources, tmp_path, object_store, store):
+    folder, mirror = prepare(tmp_path / "mirrored", sources, 6, "kill"), mirror_of(object_store, "launch")
+    (folder / "hold").touch()
+    process = job(folder, "--mirror", mirror.url, **store)
+    while not (there := read_index(mirror.objects).checkpoints):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.2)
+    (folder / "hold").unlink()
+    status, said = ended(process)
+    assert status == 128 + signal.SIGKILL, said
+    name = "step-00000004.ckpt"
+    assert {f"{name}/__{rank}_0.distcp" for rank in range(2)} < {*there[name]}
+    shutil.rmtree(folder / "run")
+    status, said = ended(job(folder, "--mirror", mirror.url, SLURM_RESTART_COUNT="1", **store))
+    assert status == 0, said
+    assert resumed_at(folder) == [4]
+    assert_equal(saved(folder, STEPS), whole)
+    assert [step(name) for name in read_index(mirror.objects).newest_first] == [STEPS, 8]  # as in the run's folder
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_all_ranks_and_with_space_the_run_ends_as_if_nothing_was(
+        whole, sources, tmp_path, object_store, store):
+    if ran_with_mounts(f"{__file__}::test_a_full_disk_ends_all_ranks_and_with_space_the_run_ends_as_if_nothing_was"):
+        return
+    folder, mirror = prepare(tmp_path / "full", sources, -1, "none"), mirror_of(object_store, "full")
+    with small_disk(folder / "run" / "checkpoints", 400 << 10) as disk:  # one checkpoint and a half
+        status, said = ended(job(folder, "--mirror", mirror.url, **store))
+        assert status == 1, said
+        assert re.search(r"lit-cpt fit: the disk is full \(.*No space left on device: 'run/checkpoints/"
+                         r"step-00000008.ckpt'\). Free some space and go on from run/checkpoints/step-00000004.ckpt, "
+                         r"the newest whole checkpoint.\nresume with: lit-cpt fit .*--ckpt_path last\n", said)
+        assert "Traceback" not in said
+        assert sorted(path.name for path in disk.iterdir()) == ["last.ckpt", "step-00000004.ckpt"]
+        subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
+        status, said = ended(job(folder, "--mirror", mirror.url, SLURM_RESTART_COUNT="1", **store))
+        assert status == 0, said
+        assert resumed_at(folder) == [4]
+        assert [step(name) for name in read_index(mirror.objects).newest_first] == [STEPS, 8]
+        assert_equal(saved(folder, STEPS), whole)
 
 
 def test_the_slurm_file_tells_how_it_is_to_be_started(tmp_path):

@@ -5,6 +5,7 @@ import logging
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 
 import lightning.pytorch as pl
@@ -13,12 +14,15 @@ import torch
 from conftest import LENGTH, fit, ideal_stream, make_trainer, same_weights
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import FSDPStrategy
+from object_store import Fault, object_store_fixture  # noqa: F401
+from test_mirror import mirror_of
 
 from lit_cpt.blends import Blend
 from lit_cpt.callbacks import GracefulStopCallback, PhaseSwitchCallback, RunCheckpointCallback
 from lit_cpt.checkpoints import WholeCheckpointIO, damage, found_checkpoint, save_now
 from lit_cpt.data import BlendDataModule
 from lit_cpt.events import read_events
+from lit_cpt.mirror import read_index, restore
 from lit_cpt.module import ContinuedPretraining
 from lit_cpt.recipe import Phase, Recipe, Trigger
 from lit_cpt.schedules import Cosine
@@ -413,6 +417,44 @@ def test_a_rank_that_holds_a_part_of_the_state_does_not_save_alone():
 
     with pytest.raises(ValueError, match="under FSDPStrategy a rank holds only a part of the state"):
         RunCheckpointCallback().save_alone(Trainer())
+
+
+# The mirror ----------------------------------------------------------------------------------------------------
+
+
+def test_a_run_whose_folder_is_gone_goes_on_from_its_mirror_and_keeps_there_what_it_keeps_here(
+        whole, sources, tiny, tmp_path, object_store, caplog):
+    mirror = mirror_of(object_store, "run")
+
+    def callback():
+        return RunCheckpointCallback(every_n_steps=2, keep=1, keep_every=4, mirror=mirror, monitor="val/a/loss")
+
+    with pytest.raises(ArithmeticError):  # unlike a kill it waits for the mirror
+        run(sources, tiny, tmp_path, callback(), Die("on_train_batch_start", 8, ArithmeticError()), **VALIDATED)
+    kept = read_index(mirror.objects)
+    assert sorted(kept.checkpoints) == sorted({*map("step-{:08d}.ckpt".format, (4, 7, 8)), kept.best})
+    assert kept.best == os.readlink(tmp_path / "checkpoints" / "best.ckpt")
+    shutil.rmtree(tmp_path / "checkpoints")
+    restore(mirror, tmp_path / "checkpoints", "auto")
+    resumed, diary = run(sources, tiny, tmp_path, callback(), resume=found_checkpoint(tmp_path, "auto"), **VALIDATED)
+    assert diary.names == IDEAL[8 * GLOBAL :]
+    assert same_weights(resumed, whole[0])
+    best = os.readlink(tmp_path / "checkpoints" / "best.ckpt")
+    assert {*read_index(mirror.objects).checkpoints} == {
+        *map("step-{:08d}.ckpt".format, (4, 7, 8, 12)), best}
+
+
+def test_a_run_does_not_end_because_its_mirror_fails_and_makes_up_for_it_when_resumed(
+        sources, tiny, tmp_path, object_store, caplog):
+    mirror = mirror_of(object_store, "failing", retry_seconds=0.2)
+    object_store.fail(Fault("error", match="step-", method="PUT", status=403, code="AccessDenied"))
+    run(sources, tiny, tmp_path, RunCheckpointCallback(every_n_steps=4, mirror=mirror), max_steps=5)
+    assert f"not in {mirror.url}: step-00000004.ckpt, step-00000005.ckpt" in caplog.text
+    assert steps(tmp_path) == [4, 5]
+    object_store.heal()
+    run(sources, tiny, tmp_path, RunCheckpointCallback(every_n_steps=4, mirror=mirror), resume=newest(tmp_path),
+        max_steps=6)
+    assert sorted(read_index(mirror.objects).checkpoints) == ["step-00000005.ckpt", "step-00000006.ckpt"]
 
 
 # A kill from outside -------------------------------------------------------------------------------------------

@@ -15,11 +15,14 @@ import torch
 import torch.distributed as dist
 import yaml
 from conftest import LENGTH, SIZES, write_source
+from object_store import object_store_fixture  # noqa: F401
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_mirror import mirror_of
 
 from lit_cpt.blends import Blend
 from lit_cpt.cli import main
 from lit_cpt.events import read_events
+from lit_cpt.mirror import Index, write_index
 from lit_cpt.plan import plan
 from lit_cpt.recipe import Batch, Phase, Recipe, Trigger
 from lit_cpt.restarts import RankLost
@@ -96,6 +99,51 @@ def rates(run):
     reader = EventAccumulator(str(run))
     reader.Reload()
     return [(point.step, point.value) for point in reader.Scalars("train/eta")]
+
+
+# The mirror ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mirrored(whole, object_store, monkeypatch):
+    """The mirror of a run that ended, reached as the environment tells."""
+    for name, value in (("ENDPOINT_URL", object_store.endpoint), ("ACCESS_KEY_ID", "tester"),
+                        ("SECRET_ACCESS_KEY", "secret"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    mirror = mirror_of(object_store, "training")
+    name = f"step-{STEPS:08d}.ckpt"
+    mirror.objects.put(whole / "checkpoints" / name, name)
+    write_index(mirror.objects, Index().having(name, {name: (whole / "checkpoints" / name).stat().st_size}))
+    return mirror.url
+
+
+def test_a_run_is_found_in_its_mirror_by_a_machine_that_has_nothing_of_it(mirrored, whole, here, capsys):
+    (here / "mirror.yaml").write_text(yaml.safe_dump({"mirror": {"url": mirrored, "storage": {"retry_seconds": 60.0}}}))
+    fit(capsys, "--config", "mirror.yaml", "--ckpt_path", "auto")
+    assert yaml.safe_load((here / "run" / "config.yaml").read_text())["mirror"]["url"] == mirrored
+    assert (saved(here / "run")["global_step"], read_events(here / "run")[0]["event"]) == (STEPS, "resume")
+    assert main(["checkpoint", "inspect", mirrored]) == 0
+    assert f"{mirrored}/step-{STEPS:08d}.ckpt" in capsys.readouterr().out
+    assert main(["fit", *COMMON, "--run", "other", "--mirror", mirrored]) == 2
+    assert f"{mirrored} holds a run already. Resume it with --ckpt_path last" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("mirror", "says"), [
+    ("s3://nowhere/run", r"checkpoints cannot be copied to s3://nowhere/run: .*NoSuchBucket.* Check bucket"),
+    ("runs/first", r"'runs/first' is no folder in a store")])
+def test_a_wrong_mirror_is_refused_before_anything_is_trained(mirrored, here, capsys, mirror, says):
+    assert main(["fit", *COMMON, "--run", "run", "--mirror", mirror]) == 2
+    said = capsys.readouterr().err
+    assert re.search(says, said)
+    assert len(said.strip().splitlines()) == 1
+    assert not (here / "run").exists()
+
+
+def test_a_mirror_needs_the_callback_that_copies(mirrored, here, capsys):
+    config = {"trainer": {"callbacks": [{"class_path": "lit_cpt.callbacks.PhaseSwitchCallback"}]}}
+    (here / "bare.yaml").write_text(yaml.safe_dump({**config, "mirror": mirrored}))
+    assert main(["fit", *COMMON, "--config", "bare.yaml", "--run", "run"]) == 2
+    assert f"mirror='{mirrored}' needs lit_cpt.callbacks.RunCheckpointCallback" in capsys.readouterr().err
 
 
 # The run folder ------------------------------------------------------------------------------------------
@@ -484,7 +532,7 @@ def test_a_full_disk_loses_nothing_and_says_how_to_go_on(breaker, capsys):
     assert main(["fit", *COMMON, "--run", "run", "--trainer.plugins=breaker.FullDisk"]) == 1
     said = capsys.readouterr().err.splitlines()
     assert said[-2].startswith("lit-cpt fit: the disk is full ([Errno 28] No space left on device: 'run/checkpoints/")
-    assert said[-2].endswith("). Free some space and go on where the newest whole checkpoint is.")
+    assert said[-2].endswith("go on from run/checkpoints/step-00000004.ckpt, the newest whole checkpoint.")
     assert said[-1].endswith("--ckpt_path last")
     assert not [line for line in said if "Traceback" in line]
     fit(capsys, "--ckpt_path", "last")

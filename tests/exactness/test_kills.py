@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
-import sys
 
 import pytest
 from chaos import Bench, chaos, compared_weights, legs_of, summary, switch_steps
+from conftest import ran_with_mounts, small_disk
 from faults import Fault
 from runs import STEPS, Run, Setup, Shape
 
@@ -103,19 +102,12 @@ def test_a_checkpoint_that_is_cut_short_is_passed_over_and_named(bench, tmp_path
 
 
 def test_a_full_disk_costs_no_checkpoint_that_is_there(bench, tmp_path):
-    if os.geteuid() != 0 and shutil.which("unshare"):  # as root of a namespace of its own, the test can mount
-        again = [sys.executable, "-m", "pytest", f"{__file__}::test_a_full_disk_costs_no_checkpoint_that_is_there"]
-        if subprocess.run(["unshare", "-rm", "true"], check=False, capture_output=True).returncode == 0:
-            subprocess.run(["unshare", "-rm", *again], check=True)
-            return
+    if ran_with_mounts(f"{__file__}::test_a_full_disk_costs_no_checkpoint_that_is_there"):
+        return
     run = Run(tmp_path / "full", Setup(), bench.sources, FORKED)
     size = bench.reference(Setup(), ONE).checkpoints[-1].stat().st_size
     disk = run.folder / "run" / "checkpoints"
-    disk.mkdir(parents=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={int(2.5 * size / 4096) * 4096}", "tmpfs", str(disk)]
-    if (refused := subprocess.run(mount, check=False, capture_output=True, text=True)).returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {refused.stderr.strip()}")
-    try:
+    with small_disk(disk, int(2.5 * size / 4096) * 4096):
         full = run.attempt(ONE)
         assert full.status == 1, full.output
         assert "the disk is full" in full.output
@@ -124,9 +116,7 @@ def test_a_full_disk_costs_no_checkpoint_that_is_there(bench, tmp_path):
         end = run.attempt(ONE)
         assert end.status == 0, end.output
         judge(bench, run, [ONE], run.setup.interval)
-    finally:
         run.clean()
-        subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_run_goes_from_two_ranks_to_one_and_back(play):
