@@ -113,7 +113,7 @@ def test_two_ranks_train_the_ideal_stream_and_switch_where_planned(one_rank, sou
     write_config(tmp_path, sources, tiny, ("Recorder", {"folder": str(tmp_path)}))
     ran = fit(tmp_path, 2)
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.count("the paper states its switch twice") == 1  # one rank speaks
+    assert ran.stdout.count("beside training") == 1  # one rank speaks
     names, losses = trained(tmp_path, 2)
     alone, losses_alone = trained(one_rank, 1)
     assert names == alone == IDEAL
