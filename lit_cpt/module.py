@@ -18,8 +18,9 @@ from lit_cpt.identity import Identity, accepted_changes, identity_of
 from lit_cpt.losses import NextTokenLoss
 from lit_cpt.parallel import ShardedStrategy, reduce_gradients
 from lit_cpt.recipe import Batch, Recipe
+from lit_cpt.sharded_loading import build_sharded
 from lit_cpt.stream import rewind_untrained
-from lit_cpt.weights import build_model, build_sharded, load_moments, parameter_groups, read_moments
+from lit_cpt.weights import build_model, load_moments, parameter_groups, read_moments
 
 log = logging.getLogger(__name__)
 

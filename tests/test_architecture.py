@@ -16,7 +16,7 @@ FLOORS = [
     "recipe shards remote occasions evaluations",
     "plan orders identity store footprint score_changes background routing",
     "stream prepare parallel losses weights report checkpoints counters",
-    "microworld harness consolidation model_size",
+    "microworld harness consolidation model_size sharded_loading export",
     "data module ablation outlook",
     "callbacks",
     "arguments cli commands quickstart settings training data_check standalone restarts "
