@@ -30,7 +30,7 @@ def work(folder: Path, layers: int, rounds: int) -> None:
     import torch
 
     from lit_cpt.parallel import ShardedStrategy, leave
-    from lit_cpt.weights import build_sharded
+    from lit_cpt.sharded_loading import build_sharded
 
     config = {"model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 768, "intermediate_size": 2048,
               "num_hidden_layers": layers, "num_attention_heads": 12, "tie_word_embeddings": True}

@@ -100,11 +100,12 @@ def export_command(arguments: list[str]) -> None:
     import torch
     from transformers.utils.logging import disable_progress_bar
 
+    from lit_cpt.export import export_huggingface
     from lit_cpt.standalone import open_subject
-    from lit_cpt.weights import export_huggingface
 
     disable_progress_bar()
-    subject = open_subject(given["checkpoint"], given["tokenizer"], getattr(torch, given["dtype"]))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    subject = open_subject(given["checkpoint"], given["tokenizer"], getattr(torch, given["dtype"]), output.parent)
     export_huggingface(subject.model, output, subject.tokenizer)
     count = sum(weight.numel() for weight in subject.model.parameters())
     print(f"{output}: {count:,} parameters in {given['dtype']}, of {subject.name} at step {subject.step:,}")

@@ -22,10 +22,11 @@ from lit_cpt.objectives import Draw, Objective
 from lit_cpt.parallel import ShardedStrategy, data_rank, reduce_gradients
 from lit_cpt.recipe import Batch, Recipe
 from lit_cpt.routing import router_metrics
+from lit_cpt.sharded_loading import build_sharded
 from lit_cpt.source_losses import source_metrics, source_sums
 from lit_cpt.stream import BlendedDataLoader, rewind_untrained
 from lit_cpt.tally import Tally
-from lit_cpt.weights import build_model, build_sharded, load_moments, parameter_groups, read_moments
+from lit_cpt.weights import build_model, load_moments, parameter_groups, read_moments
 
 log = logging.getLogger(__name__)
 

@@ -246,7 +246,8 @@ def checkpoint(run: Path) -> Path:
 
 def export_base(root: Path) -> None:
     """The pretrained model as the Hugging Face folder that the continuations start from."""
-    from lit_cpt.weights import build_model, export_huggingface, load_weights
+    from lit_cpt.export import export_huggingface
+    from lit_cpt.weights import build_model, load_weights
 
     model = build_model(None, str(root / "architecture"))
     load_weights(model, checkpoint(root / "runs" / "base"))

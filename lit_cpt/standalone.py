@@ -21,6 +21,7 @@ from torch import nn
 
 from lit_cpt.checkpoints import damage, newest_whole
 from lit_cpt.evaluations import Evaluation
+from lit_cpt.export import build_on_disk
 from lit_cpt.harness.evaluation import Kept, Options, evaluate
 from lit_cpt.harness.preflight import check_names
 from lit_cpt.harness.programs import LaterSandbox
@@ -110,17 +111,25 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", 0)) == 0
 
 
-def open_subject(checkpoint: str, tokenizer: str | None, dtype: torch.dtype) -> Subject:
-    """Load what `evaluate_saved` names; from a mirror it is downloaded, and deleted when the process ends."""
+def open_subject(checkpoint: str, tokenizer: str | None, dtype: torch.dtype, scratch: Path | None = None) -> Subject:
+    """Load what `evaluate_saved` names; from a mirror it is downloaded, and deleted when the process ends.
+
+    Args:
+        checkpoint: As for `evaluate_saved`.
+        tokenizer: As for `evaluate_saved`.
+        dtype: Of the weights.
+        scratch: On whose disk those of a checkpoint of ours are to lie, instead of in memory: see `build_on_disk`.
+    """
     if "://" in checkpoint:
         folder = tempfile.mkdtemp(prefix="lit-cpt-")
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
-        return replace(open_subject(str(fetched(checkpoint, Path(folder))), tokenizer, dtype), name=checkpoint)
+        here = str(fetched(checkpoint, Path(folder)))
+        return replace(open_subject(here, tokenizer, dtype, scratch), name=checkpoint)
     path = Path(checkpoint)
     if path.is_dir() and not (path / "config.json").exists() and not is_distributed(path):
         path = newest_of(path)
     if path.is_file() or is_distributed(path):
-        return from_checkpoint(path, tokenizer, dtype)
+        return from_checkpoint(path, tokenizer, dtype, scratch)
     if not path.exists() and (checkpoint.startswith((".", "/", "~")) or checkpoint.count("/") > 1
                               or path.suffix == ".ckpt"):
         raise FileNotFoundError(f"--checkpoint {checkpoint}: there is no such file or folder. Give a checkpoint of a "
@@ -143,8 +152,8 @@ def newest_of(folder: Path) -> Path:
                             "with a whole checkpoint (in its folder checkpoints).")
 
 
-def from_checkpoint(path: Path, tokenizer: str | None, dtype: torch.dtype) -> Subject:
-    """The model in a checkpoint of ours."""
+def from_checkpoint(path: Path, tokenizer: str | None, dtype: torch.dtype, scratch: Path | None = None) -> Subject:
+    """The model in a checkpoint of ours; see `open_subject`."""
     if (wrong := damage(path)) is not None:
         raise ValueError(f"--checkpoint {path} is damaged: {wrong}.")
     saved = torch.load(path / "meta.pt" if path.is_dir() else path, map_location="cpu", weights_only=True, mmap=True)
@@ -157,7 +166,8 @@ def from_checkpoint(path: Path, tokenizer: str | None, dtype: torch.dtype) -> Su
     if architecture is None and pretrained is None:
         raise ValueError(f"--checkpoint {path} does not tell its model's architecture, and there is no config.yaml of "
                          f"its run beside it ({path.parent.parent}). Export it where the run was made.")
-    model = build_model(None, architecture or pretrained, dtype)
+    given: Any = architecture or pretrained
+    model = build_model(None, given, dtype) if scratch is None else build_on_disk(given, dtype, scratch)
     give_generation_config(model, ours.get("generation"))
     load_weights(model, path)
     named = [tokenizer, ours.get("tokenizer"), pretrained, settings.get("architecture")]

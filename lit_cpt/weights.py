@@ -1,12 +1,10 @@
-"""Pretrained weights and optimizer state in, a Hugging Face folder out."""
+"""Models, and weights and optimizer state that they start with."""
 
 from __future__ import annotations
 
-import logging
 import re
-import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.tensor import DTensor, distribute_tensor
-
-from lit_cpt.publishing import WRITING, publish_folder
-
-log = logging.getLogger(__name__)
 
 Moments = dict[str, dict[str, torch.Tensor]]
 PREFIX = "model."  # the attribute under which the LightningModule holds the HF model
@@ -40,22 +33,36 @@ def build_model(pretrained: str | None, architecture: str | dict[str, Any] | Non
     Raises:
         ValueError: Not exactly one of the two, it cannot be read, or not with this attention.
     """
+    with readable(pretrained, architecture, attention):
+        config, chosen = config_of(pretrained if architecture is None else architecture), attention_setting(attention)
+        kind = kind_of(config)
+        model: nn.Module = (kind.from_pretrained(pretrained, dtype=dtype, **chosen) if pretrained is not None else
+                            kind.from_config(config, dtype=dtype, **chosen))
+    return model
+
+
+@contextmanager
+def readable(pretrained: str | None, architecture: str | dict[str, Any] | None,
+             attention: str | None = None) -> Iterator[None]:
+    """Whatever cannot be read of a model inside this is told in one message.
+
+    Raises:
+        ValueError: It cannot be read, not with this attention, or not exactly one of the first two is given.
+    """
+    from safetensors import SafetensorError
+
     if (pretrained is None) == (architecture is None):
         raise ValueError(f"pretrained={pretrained!r} and architecture={architecture!r}: give exactly one, a model to "
                          "continue or a config to initialise at random.")
     try:
-        given: Any = architecture if pretrained is None else pretrained
-        config = config_of(given)
-        if pretrained is not None:
-            return kind_of(config).from_pretrained(pretrained, dtype=dtype, **attention_setting(attention))
-        return kind_of(config).from_config(config, dtype=dtype, **attention_setting(attention))
-    except (OSError, ValueError, ImportError) as error:  # the last where flash attention is not installed
-        said = f"pretrained={pretrained!r}" if pretrained else f"architecture={architecture!r}"
+        yield
+    except (OSError, ValueError, ImportError, SafetensorError) as error:  # an ImportError where flash is not installed
+        given = f"pretrained={pretrained!r}" if pretrained else f"architecture={architecture!r}"
         reason = str(error).strip().splitlines()[0]
         if attention is not None and "attention" in reason.lower():
-            raise ValueError(f"attention={attention!r} cannot be had for {said}: {reason} Leave it out for "
+            raise ValueError(f"attention={attention!r} cannot be had for {given}: {reason} Leave it out for "
                              "transformers' own choice.") from error
-        raise ValueError(f"{said} cannot be read: {reason} Give a folder with config.json (and weights), as "
+        raise ValueError(f"{given} cannot be read: {reason} Give a folder with config.json (and weights), as "
                          "`save_pretrained` writes it, or the name of a hub model.") from error
 
 
@@ -64,7 +71,7 @@ def attention_setting(attention: str | None) -> dict[str, str]:
     return {} if attention is None else {"attn_implementation": attention}
 
 
-def config_of(architecture: str | dict[str, Any]) -> Any:
+def config_of(architecture: str | dict[str, Any] | None) -> Any:
     """The config that a folder, a hub name or plain values name."""
     from transformers import AutoConfig
 
@@ -79,51 +86,6 @@ def kind_of(config: Any) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     return AutoModelForSeq2SeqLM if getattr(config, "is_encoder_decoder", False) else AutoModelForCausalLM
-
-
-def build_sharded(strategy: Any, pretrained: str | None, architecture: str | dict[str, Any] | None,
-                  fill: bool = True, attention: str | None = None) -> nn.Module:
-    """`build_model`, of which each rank only ever holds its shard: rank 0 reads the weights and hands them out.
-
-    Args:
-        strategy: A `lit_cpt.parallel.ShardedStrategy`, set up.
-        pretrained: As for `build_model`.
-        architecture: As for `build_model`; rank 0 initialises, so that the values do not depend on the ranks.
-        fill: Whether weights are given at all; not, where a checkpoint brings them.
-        attention: As for `build_model`.
-
-    Raises:
-        ValueError: Rank 0 cannot read it; raised on every rank.
-    """
-    whole: dict[str, Any] = {}
-    config, generation, problem = None, None, None
-    if strategy.is_global_zero:
-        try:
-            if fill:  # in the file's own precision, so that what it maps into memory is not copied
-                source: Any = build_model(pretrained, architecture, "auto" if pretrained else torch.float32, attention)
-                whole = source.state_dict()
-            else:
-                with torch.device("meta"):
-                    source = build_model(None, pretrained or architecture, attention=attention)
-                give_generation_config(source, pretrained)
-            config, generation = source.config, source.generation_config
-        except ValueError as error:
-            problem = str(error)
-    config, generation, problem = strategy.broadcast((config, generation, problem))
-    if problem is not None:
-        raise ValueError(problem)
-    with torch.device("meta"):
-        model: Any = kind_of(config).from_config(config, dtype=torch.float32, **attention_setting(attention))
-    model.generation_config = generation
-    strategy.shard(model)
-    model.to_empty(device=strategy.root_device)
-    model.tie_weights()
-    if fill:
-        set_model_state_dict(model, whole, options=StateDictOptions(full_state_dict=True, broadcast_from_rank0=True))
-    for value in model.state_dict(keep_vars=True).values():
-        value._is_hf_initialized = True
-    model.initialize_weights()  # only what no file holds, such as rotary frequencies
-    return model
 
 
 def give_generation_config(model: Any, source: str | dict[str, Any] | None) -> None:
@@ -299,35 +261,3 @@ def check_shapes(model: nn.Module, shapes: Mapping[str, Sequence[int]]) -> None:
         if shape != tuple(parameter.shape):
             raise ValueError(f"the optimizer state has shape {shape} for {name}, the model {tuple(parameter.shape)}: "
                              "it is of another model.")
-
-
-def export_huggingface(model: Any, folder: str | Path, tokenizer: Any = None) -> None:
-    """Write ``model`` as a folder that ``from_pretrained`` loads, whole or not at all; one of that name is replaced.
-
-    Args:
-        model: Any model of transformers; its weights are written in the precision that they have.
-        folder: Where.
-        tokenizer: To be written with it: a tokenizer, or the folder or hub name of one.
-
-    Raises:
-        OSError: It could not be written; what was there is as it was.
-    """
-    from transformers import AutoTokenizer, GenerationConfig
-
-    try:
-        model.generation_config.validate(strict=True)
-    except ValueError as error:  # which transformers would refuse to write; some models on the hub have such
-        log.warning("the generation config is left out, transformers finds it wrong: %s", str(error).splitlines()[0])
-        model.generation_config = GenerationConfig.from_model_config(model.config)
-    folder = Path(folder)
-    aside = folder.with_name(WRITING.format(folder.name))
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        model.save_pretrained(aside)
-        if tokenizer is not None:
-            named = isinstance(tokenizer, (str, Path))
-            (AutoTokenizer.from_pretrained(tokenizer) if named else tokenizer).save_pretrained(aside)
-        publish_folder(aside, folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise

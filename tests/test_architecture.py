@@ -17,7 +17,7 @@ FLOORS = [
     "plan blend_design orders identity store footprint score_changes background routing phases spikes rollback "
     "agenda tally source_losses tensor_parallel objectives objects",
     "stream prepare parallel losses weights report checkpoints counters departures shortfalls curve_lr",
-    "microworld harness consolidation model_size forecast encoder_decoder mirror",
+    "microworld harness consolidation model_size forecast encoder_decoder mirror sharded_loading export",
     "data module ablation outlook copying",
     "callbacks",
     "arguments cli commands quickstart settings training data_check standalone restarts "
