@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from lit_cpt.parallel import mesh_of, shard
-from lit_cpt.sharded_loading import build_sharded, folder_of, on_rank_zero, tensors_as_saved
+from lit_cpt.sharded_loading import build_sharded, folder_of, on_rank_zero, read_slices, tensors_as_saved
 from lit_cpt.weights import build_model
 
 SCRIPT = Path(__file__).parent / "projects" / "loading.py"
@@ -82,6 +83,24 @@ def test_files_that_hold_more_less_or_something_twice_are_not_read_slice_by_slic
     save_file(tensors, file)
     shutil.copy(file, folder / "stale.safetensors")
     assert tensors_as_saved(model, folder) is None
+    (folder / "stale.safetensors").write_bytes(file.read_bytes()[:-100])
+    assert tensors_as_saved(model, folder) is None
+
+
+def test_what_transformers_converts_is_handed_out_though_the_names_agree(strategy, tmp_path, monkeypatch, caplog):
+    folder = saved(tmp_path / "model", "llama")
+    monkeypatch.setattr(import_module("transformers.conversion_mapping"), "get_model_conversion_mapping",
+                        lambda *_, **__: ["transposed, under the same name"])
+    with caplog.at_level("INFO", "lit_cpt"):
+        assert same(build_sharded(strategy, str(folder), None), folder)
+    assert "hands it out" in caplog.text
+
+
+def test_slices_of_another_revision_than_rank_zeros_are_not_read(strategy, tmp_path):
+    model, folder = build_model(None, MODELS["llama"]), saved(tmp_path / "abc", "llama")
+    assert read_slices(strategy, model, str(folder))
+    strategy.broadcast = lambda _: "def"
+    assert not read_slices(strategy, model, str(folder))
 
 
 def test_a_hub_model_is_read_from_the_cache_where_it_is_there(tmp_path, monkeypatch):
