@@ -40,8 +40,11 @@ def test_a_large_file_goes_in_parts(object_store, tmp_path):
                          ids=lambda one: one.code if one.kind == "error" else one.kind)
 def test_faults_that_pass_are_outlived(object_store, fault):
     folder = folder_of(object_store, "objects/faults")
+    folder.put_text("former", "one.txt")
+    client = folder._provider
     object_store.fail(fault)
     folder.put_text("whole", "one.txt")
+    assert (folder._provider is client) == (fault.code != "ExpiredToken")  # a new one reads credentials anew
     assert [one.fault for one in object_store.requests("one.txt") if one.method == "PUT"][-1] is None
     assert folder.get_text("one.txt") == "whole"
 
