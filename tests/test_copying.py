@@ -67,6 +67,7 @@ def test_each_rank_has_the_parts_that_it_wrote(tmp_path):
     assert parts_of(tmp_path / STEPS[1], 1, 2) == []
 
 
+@pytest.mark.slow
 def test_training_goes_on_and_what_is_deleted_meanwhile_stays_until_it_is_copied(object_store, tmp_path):
     mirror = mirror_of(object_store, "held")
     paths = [save_file(tmp_path / name) for name in STEPS]

@@ -184,6 +184,7 @@ def test_an_empty_mirror_brings_nothing(object_store, tmp_path):
     assert not (tmp_path / "here").exists()
 
 
+@pytest.mark.slow
 def test_one_is_fetched_by_its_url_or_the_newest_by_that_of_the_run(filled, object_store, tmp_path, monkeypatch):
     mirror, source = filled
     for name, value in (("AWS_ENDPOINT_URL", object_store.endpoint), ("AWS_ACCESS_KEY_ID", "tester"),

@@ -26,6 +26,7 @@ def test_what_is_put_is_got_and_what_is_deleted_is_not(object_store, tmp_path):
     assert [folder.get_text(name) for name in ("one.txt", "two/a.txt", "two/b.txt")] == ["one", None, None]
 
 
+@pytest.mark.slow
 def test_a_large_file_goes_in_parts(object_store, tmp_path):
     (tmp_path / "large").write_bytes(os.urandom(20 << 20))
     folder = folder_of(object_store, "objects/large")
@@ -35,6 +36,7 @@ def test_a_large_file_goes_in_parts(object_store, tmp_path):
     assert (tmp_path / "again").read_bytes() == (tmp_path / "large").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", [Fault("error", count=2, **ANY), Fault("drop", count=2, **ANY),
                                    Fault("error", status=400, code="ExpiredToken", count=1, **ANY)],
                          ids=lambda one: one.code if one.kind == "error" else one.kind)
@@ -66,6 +68,7 @@ def test_an_outage_is_told_in_the_end_and_is_no_refusal(object_store):
     assert not caught.value.refused
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_not_there_is_refused_by_name(object_store):
     with pytest.raises(Unreachable, match="s3://nowhere/objects/one.txt was refused.*NoSuchBucket.* Check bucket"):
         folder_of(object_store, "objects", bucket="nowhere").put_text("x", "one.txt")

@@ -444,6 +444,7 @@ def test_a_run_whose_folder_is_gone_goes_on_from_its_mirror_and_keeps_there_what
         *map("step-{:08d}.ckpt".format, (4, 7, 8, 12)), best}
 
 
+@pytest.mark.slow
 def test_a_run_does_not_end_because_its_mirror_fails_and_makes_up_for_it_when_resumed(
         sources, tiny, tmp_path, object_store, caplog):
     mirror = mirror_of(object_store, "failing", retry_seconds=0.2)

@@ -117,6 +117,7 @@ def mirrored(whole, object_store, monkeypatch):
     return mirror.url
 
 
+@pytest.mark.slow
 def test_a_run_is_found_in_its_mirror_by_a_machine_that_has_nothing_of_it(mirrored, whole, here, capsys):
     (here / "mirror.yaml").write_text(yaml.safe_dump({"mirror": {"url": mirrored, "storage": {"retry_seconds": 60.0}}}))
     fit(capsys, "--config", "mirror.yaml", "--ckpt_path", "auto")
