@@ -76,8 +76,11 @@ def test_files_that_hold_more_less_or_something_twice_are_not_read_slice_by_slic
     tensors = load_file(file)
     assert tensors_as_saved(model, folder).keys() == tensors.keys()
     name, *rest = tensors
-    for other in ({"more": tensors[name].clone(), **tensors}, {one: tensors[one] for one in rest},
-                  {**tensors, name: tensors[name][:1].clone()}, {**tensors, "lm_head.weight": tensors[name].clone()}):
+    fewer, more = {one: tensors[one] for one in rest}, {**tensors, "more": tensors[name].clone()}
+    narrow = {**tensors, name: tensors[name][:1].clone()}
+    twice = {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    instead = {one: value for one, value in twice.items() if one != "model.norm.weight"}
+    for other in (fewer, more, narrow, twice, instead):
         save_file(other, file)
         assert tensors_as_saved(model, folder) is None
     save_file(tensors, file)
