@@ -92,6 +92,8 @@ def agenda(trainer: Mapping[str, Any], course: Course) -> Agenda:
     when = None if checking is None else occasions(checking.get("when") or {})
     evaluations = {} if when is None else evaluation_steps(when, course)
     saved = [] if saving is None else checkpoint_steps(saving, course, [*validations, *evaluations])
+    if validates(trainer, course) and settings_of(trainer, "ForgettingCallback") is not None:  # its baseline
+        validations, count = [0, *validations], count + 1
     return Agenda(Series.of(validations, count), Series.of(evaluations),
                   0 if when is None else sum(map(when.takes_all, evaluations.values())), Series.of(saved),
                   0 if saving is None else most_at_once(saving, course, saved),
@@ -108,10 +110,15 @@ def settings_of(trainer: Mapping[str, Any], callback: str) -> dict[str, Any] | N
     return None
 
 
+def validates(trainer: Mapping[str, Any], course: Course) -> bool:
+    """Whether there is something to validate on, and the Trainer is to do so."""
+    return course.validates and trainer.get("limit_val_batches") != 0
+
+
 def unforeseeable(trainer: Mapping[str, Any], course: Course) -> str | None:
     """Why no plan can tell when this run validates; None if one can."""
     interval = trainer.get("val_check_interval")
-    if not course.validates or trainer.get("limit_val_batches") == 0 or isinstance(interval, float):
+    if not validates(trainer, course) or isinstance(interval, float):
         return None
     if isinstance(interval, int) and course.accumulation is None:
         return (f"{BOTH} every {interval:,} micro-batches: how many make a step depends on the number of ranks, "
@@ -121,7 +128,7 @@ def unforeseeable(trainer: Mapping[str, Any], course: Course) -> str | None:
 
 def validation_steps(trainer: Mapping[str, Any], course: Course) -> tuple[Sequence[int], int]:
     """Steps after (or within the next of) which Lightning validates, and how often it does."""
-    if not course.validates or trainer.get("limit_val_batches") == 0:
+    if not validates(trainer, course):
         return [], 0
     interval = trainer.get("val_check_interval")
     a_step = course.accumulation or 1

@@ -121,6 +121,14 @@ def test_validations_that_depend_on_the_ranks_or_the_clock_are_not_foretold():
         "validations, and the checkpoints before them, every 00:15:00, by the clock",)
 
 
+def test_a_run_that_watches_for_forgetting_validates_before_its_first_step_and_saves_nothing_there():
+    watched = {"val_check_interval": 10, "callbacks": ["lit_cpt.callbacks.ForgettingCallback", SAVING]}
+    found = agenda(watched, COURSE)
+    assert found.validations == Series(5, (0, 5, 10), 20)
+    assert found.checkpoints == agenda({**watched, "callbacks": [SAVING]}, COURSE).checkpoints
+    assert agenda({**watched, "limit_val_batches": 0}, COURSE).validations is None
+
+
 def test_several_validations_in_a_step_are_all_counted():
     assert agenda({"val_check_interval": 1}, COURSE).validations == Series(40, (0, 1, 2), 20)
 

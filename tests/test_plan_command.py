@@ -30,7 +30,8 @@ def here(sources, tmp_path, monkeypatch):
     return tmp_path
 
 
-BASE = {"val_check_interval": 0.1, "callbacks": ["lit_cpt.callbacks.RunCheckpointCallback"]}
+BASE = {"val_check_interval": 0.1, "callbacks": [f"lit_cpt.callbacks.{name}" for name in (
+    "RunCheckpointCallback", "ForgettingCallback")]}
 
 
 def setup(recipe=RECIPE, batch=BATCH, seed=42, **more):

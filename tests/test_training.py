@@ -163,10 +163,10 @@ def test_a_run_leaves_config_recipe_plan_events_curves_and_its_last_checkpoint(w
 
 def test_the_plan_of_a_run_holds_what_it_then_did(whole):
     told = json.loads((whole / "plan.json").read_text())
-    assert told["agenda"]["validations"] == {"count": 10, "first": [2, 4, 6], "last": STEPS}
+    assert told["agenda"]["validations"] == {"count": 11, "first": [0, 2, 4], "last": STEPS}
     reader = EventAccumulator(str(whole))
     reader.Reload()
-    assert [point.step for point in reader.Scalars("val/a/loss")] == [*range(2, STEPS + 1, 2)]
+    assert [point.step for point in reader.Scalars("val/a/loss")] == [*range(0, STEPS + 1, 2)]
     assert told["agenda"]["checkpoints"] == {"count": 11, "first": [2, 4, 6], "last": STEPS}  # and at the switch
     weights = saved(whole)["state_dict"]
     assert told["checkpoint_bytes"] == 12 * sum(weight.numel() for name, weight in weights.items()
