@@ -9,6 +9,7 @@ import errno
 import importlib
 import json
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -81,6 +82,10 @@ def run(arguments: list[str], debug: bool) -> int:
     module, function = COMMANDS[arguments[0]][1].split(":")
     try:
         getattr(importlib.import_module(module), function)(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be printed
+        return 1
     except SystemExit as stop:  # argparse's way to end --help (0) and a usage error (2); Lightning's on Ctrl-C
         say_how_to_resume(stop)
         return stop.code if isinstance(stop.code, int) else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -163,6 +164,16 @@ def assert_told(capsys, command, message):
     assert lines == told
     assert re.search(message.replace("?", r"\?"), told[0]), told[0]
     assert "Traceback" not in told[0]
+
+
+def test_a_reader_that_goes_before_the_end_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    words = ["plan", "--config", "recipes/paper", "--data.sequence_length", "4096"]
+    ran = subprocess.run([sys.executable, "-m", "lit_cpt", *words], stdout=write, stderr=subprocess.PIPE, text=True,
+                         check=False)
+    os.close(write)
+    assert (ran.returncode, ran.stderr) == (1, "")
 
 
 def test_debug_shows_where_a_mistake_arose(capsys):
