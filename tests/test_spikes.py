@@ -18,7 +18,7 @@ def scores(watch, values):
 
 
 @given(noise, st.floats(4.0, 1e6, width=32))
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 def test_a_value_far_above_the_noise_is_a_spike_and_the_noise_after_it_is_none(values, far):
     watch = Watch(("loss",))
     scores(watch, values)
@@ -27,7 +27,7 @@ def test_a_value_far_above_the_noise_is_a_spike_and_the_noise_after_it_is_none(v
 
 
 @given(noise, st.sampled_from([math.nan, math.inf, -math.inf]))
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 def test_what_is_not_finite_scores_infinity_and_never_enters_the_window(values, wrong):
     watch, clean = Watch(("loss",)), Watch(("loss",))
     scores(watch, values)
