@@ -11,13 +11,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
+from lit_cpt.phases import next_phase, phase_of, phases_begun
 from lit_cpt.units import format_count, format_seconds
 
 log = logging.getLogger(__name__)
 
 
 class RunProgressBar(ProgressBar):
-    """One bar for the whole run: steps, tokens, loss and learning rate as they were last logged.
+    """One bar for the whole run: its phase, loss, learning rate and speed as last logged, tokens, and what comes next.
 
     Args:
         refresh_steps: Steps between looks at the clock: looking at every step costs more than a tiny model's step.
@@ -59,12 +60,16 @@ class RunProgressBar(ProgressBar):
 
     def state(self, trainer: Trainer) -> list[str]:
         """What is worth reading beside the steps."""
-        metrics = trainer.callback_metrics
+        metrics, step = trainer.callback_metrics, trainer.global_step
+        begun, coming = phases_begun(trainer), next_phase(trainer)
+        parts = [phase_of(begun, step)] if coming or len(begun) > 1 else []
         shown = [("loss", "train/loss", "{:.3f}"), ("eta", "train/eta", "{:.3g}")]
-        parts = [f"{name} {form.format(float(metrics[key]))}" for name, key, form in shown if key in metrics]
+        parts += [f"{name} {form.format(float(metrics[key]))}" for name, key, form in shown if key in metrics]
         if (tokens := getattr(trainer.lightning_module, "tokens_seen", None)) is not None:
             parts.append(f"{format_count(tokens)} tokens")
-        return parts
+        if (speed := metrics.get("speed/tokens_per_second")) is not None:
+            parts.append(f"{format_count(float(speed))} tokens/s")
+        return [*parts, *([f"{coming[0]} in {coming[1] - step:,} steps"] if coming and coming[1] > step else [])]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the bar full."""

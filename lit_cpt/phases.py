@@ -22,3 +22,13 @@ def phase_of(begun: list[tuple[str, int]], step: int) -> str:
     ('general', 'qa')
     """
     return [name for name, first in begun if first < max(step, 1)][-1]
+
+
+def next_phase(trainer: Any) -> tuple[str, int] | None:
+    """Name of the phase that is to begin, and the step after which it does; None where no recipe foretells one."""
+    module = trainer.lightning_module
+    recipe, batch = getattr(module, "recipe", None), getattr(module, "batch_geometry", None)
+    if not isinstance(recipe, Recipe) or batch is None:
+        return None
+    starts, place = recipe.foretold(batch.tokens_per_step), len(phases_begun(trainer))
+    return (recipe.phases[place].name, starts[place]) if place < len(starts) else None

@@ -12,10 +12,10 @@ from conftest import LENGTH, SaveAt, fit, make_trainer
 from torch.utils.data import DataLoader
 
 from lit_cpt.blends import Blend
-from lit_cpt.callbacks import RunProgressBar
+from lit_cpt.callbacks import PhaseSwitchCallback, RunProgressBar, ThroughputCallback
 from lit_cpt.data import BlendDataModule
 from lit_cpt.module import ContinuedPretraining
-from lit_cpt.recipe import Phase, Recipe
+from lit_cpt.recipe import Phase, Recipe, Trigger
 from lit_cpt.schedules import Cosine
 
 GLOBAL, STEPS = 4, 20
@@ -121,3 +121,14 @@ def test_the_bar_works_alone_in_a_foreign_project(tmp_path, log):
                            enable_progress_bar=True)
     trainer.fit(Foreign(), DataLoader(torch.ones(20, 2)))
     assert [re.sub(r"[\d.]+s", "_", line) for line in lines(log)] == ["step 3 of 6, _ left", "step 6 of 6, _ left"]
+
+
+def test_a_run_of_two_phases_tells_which_it_is_in_what_comes_and_how_fast_it_is(sources, tiny, tmp_path, log):
+    recipe = Recipe(RECIPE.horizon, RECIPE.curve, (
+        Phase("general", Blend({"a": 1.0})), Phase("qa", Blend({"b": 1.0}), Trigger(step=12))))
+    data = BlendDataModule(recipe, sources, LENGTH, GLOBAL, GLOBAL, workers=0, validation_blocks=0)
+    fit(ContinuedPretraining(recipe, architecture=tiny), data, tmp_path, PhaseSwitchCallback(), ThroughputCallback(),
+        RunProgressBar(refresh_steps=5, log_seconds=0), enable_progress_bar=True, log_every_n_steps=5)
+    said = lines(log)
+    assert re.fullmatch(r"step 10 of 20, general, loss .+, 320 tokens, [\d.]+k? tokens/s, qa in 2 steps, .+ left", said[1])
+    assert re.fullmatch(r"step 15 of 20, qa, loss [^q]+ left", said[2])
