@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class RunProgressBar(ProgressBar):
-    """One bar for the whole run: its phase, loss, learning rate and speed as last logged, tokens, and what comes next.
+    """One bar for the whole run: phase, loss, learning rate and speed as last logged, tokens, and what comes next.
 
     Args:
         refresh_steps: Steps between looks at the clock: looking at every step costs more than a tiny model's step.
