@@ -130,5 +130,6 @@ def test_a_run_of_two_phases_tells_which_it_is_in_what_comes_and_how_fast_it_is(
     fit(ContinuedPretraining(recipe, architecture=tiny), data, tmp_path, PhaseSwitchCallback(), ThroughputCallback(),
         RunProgressBar(refresh_steps=5, log_seconds=0), enable_progress_bar=True, log_every_n_steps=5)
     said = lines(log)
-    assert re.fullmatch(r"step 10 of 20, general, loss .+, 320 tokens, [\d.]+k? tokens/s, qa in 2 steps, .+ left", said[1])
+    assert re.fullmatch(r"step 10 of 20, general, loss .+, 320 tokens, [\d.]+k? tokens/s, qa in 2 steps, .+ left",
+                        said[1])
     assert re.fullmatch(r"step 15 of 20, qa, loss [^q]+ left", said[2])
