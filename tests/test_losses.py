@@ -119,6 +119,7 @@ def test_a_chunks_logits_are_a_quarter_of_the_heads_gradient(width):
     assert chunk_rows(width) == max(LEAST_ROWS, width // 4)
 
 
+@pytest.mark.slow
 def test_at_a_vocabulary_of_256_000_memory_is_a_quarter_at_most():
     def peak(of):
         return int(subprocess.run([sys.executable, "-c", LEAST, of], capture_output=True, text=True, check=True).stdout)

@@ -45,6 +45,7 @@ def test_a_shard_that_is_none_is_refused(text):
         Shard.parse(text)
 
 
+@pytest.mark.slow
 def test_shards_and_merge_give_the_bytes_of_one_machine(world, tmp_path):
     inputs, tokenizer, alone = world
     for index in (2, 0, 1):
@@ -54,6 +55,7 @@ def test_shards_and_merge_give_the_bytes_of_one_machine(world, tmp_path):
     assert content(tmp_path / "out") == content(alone)
 
 
+@pytest.mark.slow
 def test_shards_may_work_at_the_same_time_and_one_may_be_repeated(world, tmp_path):
     inputs, tokenizer, alone = world
     failures = []

@@ -115,6 +115,7 @@ def test_a_folder_begun_with_other_settings_is_not_gone_on_with(tmp_path):
         quick.check_folder(tmp_path / "out", {"seed": 1, "short": True})
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named_with_its_log(root):
     config = {**quick.pretraining_config(root, PRETRAINING, 150, 0), "model": {}}
     with pytest.raises(RuntimeError, match=r"the run broken failed; see .*runs/broken/log\.txt"):

@@ -109,6 +109,7 @@ def uploaded(local, object_store):
     return {name: object_store.upload(folder, name) for name, folder in local.items()}
 
 
+@pytest.mark.slow
 def test_four_nodes_fetch_little_more_than_they_train_on_and_repeat_nothing(local, uploaded, object_store, tmp_path,
                                                                            as_rank):
     nodes, here = 4, read(data_of(local, tmp_path), STEPS)
