@@ -55,7 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         Exit status: 0 done, 2 the user's input is wrong, 1 anything else.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = dispatched(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be printed
+        return 1
+
+
+def dispatched(arguments: list[str]) -> int:
+    """What `main` does, and its exit status."""
     debug = "--debug" in arguments[:1]
     arguments = arguments[debug:]
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -82,10 +92,8 @@ def run(arguments: list[str], debug: bool) -> int:
     module, function = COMMANDS[arguments[0]][1].split(":")
     try:
         getattr(importlib.import_module(module), function)(arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be printed
-        return 1
+    except BrokenPipeError:
+        raise
     except SystemExit as stop:  # argparse's way to end --help (0) and a usage error (2); Lightning's on Ctrl-C
         say_how_to_resume(stop)
         return stop.code if isinstance(stop.code, int) else 1

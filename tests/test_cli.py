@@ -166,10 +166,10 @@ def assert_told(capsys, command, message):
     assert "Traceback" not in told[0]
 
 
-def test_a_reader_that_goes_before_the_end_is_no_error():
+@pytest.mark.parametrize("words", [["--help"], ["plan", "--config", "recipes/paper"]])
+def test_a_reader_that_goes_before_the_end_is_no_error(words):
     read, write = os.pipe()
     os.close(read)
-    words = ["plan", "--config", "recipes/paper", "--data.sequence_length", "4096"]
     ran = subprocess.run([sys.executable, "-m", "lit_cpt", *words], stdout=write, stderr=subprocess.PIPE, text=True,
                          check=False)
     os.close(write)
