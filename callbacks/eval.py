@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch.distributed import ProcessGroup
 
+from lit_cpt import telling
 from lit_cpt.checkpoints import saving_callbacks
 from lit_cpt.evaluations import Evaluation, evaluations_in, write_evaluation
 from lit_cpt.harness.evaluation import Kept, Options, evaluate
@@ -26,6 +27,7 @@ from lit_cpt.harness.suite import Effort, Suite
 from lit_cpt.occasions import Occasions, Position
 from lit_cpt.parallel import ShardedStrategy
 from lit_cpt.pauses import paused
+from lit_cpt.phases import phases_begun
 from lit_cpt.sandbox import Sandbox
 from lit_cpt.score_changes import summary_line, tags
 
@@ -103,7 +105,7 @@ class EvalCallback(Callback):
         for one in done:
             if one.step == step and not one.failures:  # the checkpoint that is resumed was evaluated already
                 self.evaluated = step
-                show(trainer, tags(one, self.baseline))
+                telling.show(trainer, tags(one, self.baseline))
         if step == 0 and "start" in self.when.turns and self.evaluated != 0:
             self.evaluate(trainer, pl_module, ("start",))
 
@@ -142,7 +144,8 @@ class EvalCallback(Callback):
     def reasons(self, trainer: Trainer, pl_module: LightningModule) -> tuple[str, ...]:
         """Why to evaluate after the step that was made."""
         now = position_of(trainer, pl_module)
-        begun = "phase" in self.when.turns and any(switch["step"] == now.step for switch in switches(trainer))
+        begun = "phase" in self.when.turns and any(
+            first == now.step for _, first in phases_begun(trainer)[1:])
         return (*self.when.reasons(now.one_step_back, now), *(("phase",) if begun else ()))
 
     def evaluate(self, trainer: Trainer, pl_module: LightningModule, reasons: tuple[str, ...]) -> None:
@@ -214,9 +217,7 @@ class EvalCallback(Callback):
         if (publish := getattr(pl_module, "publish", None)) is not None:
             publish(values)  # a run of lit_cpt keeps what it published in its checkpoints
         else:
-            for logger in trainer.loggers:
-                logger.log_metrics(values, step=found.step)
-            show(trainer, values)
+            telling.publish(trainer, values)
         if not trainer.is_global_zero:
             return
         log.info("%s", summary_line(found, baseline))
@@ -228,15 +229,9 @@ class EvalCallback(Callback):
             write_evaluation(trainer.default_root_dir, found)
         except OSError as error:
             log.warning("the evaluation at step %d could not be written: %s", found.step, error)
-        if (record := getattr(pl_module, "record", None)) is not None:
-            record("evaluation", reasons=list(found.reasons), seconds=round(found.seconds, 1),
-                   scores={score.family: score.interval.value for score in found.scores},
-                   failures={one.family: f"{one.status}: {one.reason}" for one in found.failures})
-
-
-def show(trainer: Trainer, values: dict[str, float]) -> None:
-    """Let others find ``values`` in ``trainer.callback_metrics``."""
-    trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        telling.record(pl_module, "evaluation", reasons=list(found.reasons), seconds=round(found.seconds, 1),
+               scores={score.family: score.interval.value for score in found.scores},
+               failures={one.family: f"{one.status}: {one.reason}" for one in found.failures})
 
 
 def sharing(strategy: Any) -> ProcessGroup | None:
@@ -267,11 +262,6 @@ def position_of(trainer: Trainer, module: LightningModule) -> Position:
     if tokens is not None and horizon:
         return Position(step, tokens, min(1.0, tokens / horizon))
     return Position(step, tokens, step / trainer.max_steps if trainer.max_steps > 0 else None)
-
-
-def switches(trainer: Trainer) -> Iterator[dict[str, Any]]:
-    """Phases that have begun, as the callback that begins them tells."""
-    return (switch for callback in callbacks_of(trainer) for switch in getattr(callback, "switches", ()))
 
 
 def is_trial(trainer: Any) -> bool:

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_cpt.counters import validate_now
 from lit_cpt.signals import stalled, worse
+from lit_cpt.telling import record
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +86,9 @@ class ForgettingCallback(Callback):
                 self.means = []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Compare scores that are new: an evaluation publishes them between two steps."""
-        self.look_at_scores(trainer, pl_module)
+        """Compare scores that are new, where the Trainer logs: an evaluation publishes them between two steps."""
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.look_at_scores(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare those of the last evaluation."""
@@ -114,8 +116,7 @@ class ForgettingCallback(Callback):
         """Tell, record, and do what is to follow."""
         log.warning("%s at step %d: %s%s", kind, trainer.global_step, why, "" if self.then == "warn" else (
             "; the run ends" if self.then == "stop" else "; the next phase begins"))
-        if (record := getattr(pl_module, "record", None)) is not None:
-            record(kind, why=why, then=self.then)
+        record(pl_module, kind, why=why, then=self.then)
         if self.then == "stop":
             trainer.should_stop = True
         elif self.then == "switch":

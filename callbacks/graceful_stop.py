@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from lit_cpt.checkpoints import finish_copying, finish_saving, save_now
+from lit_cpt.telling import record
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,7 @@ class GracefulStopCallback(Checkpoint):
             path = save_now(trainer, "signal")
             finish_saving(trainer)  # a launcher may end all ranks as soon as one of them has left
             finish_copying(trainer)
-            if (record := getattr(pl_module, "record", None)) is not None:
-                record("stop", reason="signal", checkpoint=str(path))
+            record(pl_module, "stop", reason="signal", checkpoint=str(path))
             raise Stopped(f"stopped at step {trainer.global_step}; saved {path}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

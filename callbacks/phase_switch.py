@@ -17,6 +17,7 @@ from lit_cpt.recipe import Phase, Recipe, Trigger
 from lit_cpt.stream.fetching import saved_loader_state
 from lit_cpt.stream.stock import switched_stream
 from lit_cpt.stream.switching import BlendedStream, TrainStream, Weights, only_loader
+from lit_cpt.telling import rate, record
 
 log = logging.getLogger(__name__)
 
@@ -253,8 +254,7 @@ class PhaseSwitchCallback(Callback):
         tokens = f" ({pl_module.tokens_seen:,} tokens)" if hasattr(pl_module, "tokens_seen") else ""
         log.info("phase %s begins at step %d%s, eta %.4g: %s", phase.name, trainer.global_step, tokens, rate(trainer),
                  shares)
-        if (record := getattr(pl_module, "record", None)) is not None:
-            record("phase", phase=phase.name, eta=rate(trainer), weights=dict(phase.blend.weights))
+        record(pl_module, "phase", phase=phase.name, eta=rate(trainer), weights=dict(phase.blend.weights))
 
     # Checkpoints -------------------------------------------------------------------------------------
 
@@ -281,8 +281,3 @@ class PhaseSwitchCallback(Callback):
 def steps_between_logs(trainer: Any) -> int:
     """Optimizer steps between two at which ``trainer`` logs; 0 if it logs at none."""
     return int(trainer.log_every_n_steps)
-
-
-def rate(trainer: Trainer) -> float:
-    """Learning rate of the next step: the highest of the first optimizer's parameter groups."""
-    return max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)

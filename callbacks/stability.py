@@ -19,6 +19,7 @@ from lit_cpt.rollback import RolledBack, Unstable
 from lit_cpt.spikes import Watch
 from lit_cpt.stream import BlendedDataLoader
 from lit_cpt.stream.fetching import train_loaders
+from lit_cpt.telling import log_due, record
 
 log = logging.getLogger(__name__)
 
@@ -99,11 +100,9 @@ class StabilityCallback(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Look at what was judged, where the Trainer logs; and begin anew where a phase does."""
-        if trainer.fit_loop._should_accumulate():
-            return
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if log_due(trainer):
             self.look(trainer, pl_module)
-        if (begun := len(phases_begun(trainer))) != self.phases:
+        if not trainer.fit_loop._should_accumulate() and (begun := len(phases_begun(trainer))) != self.phases:
             self.phases = begun
             self.watch.forget()
 
@@ -148,9 +147,8 @@ class StabilityCallback(Callback):
                             if value > self.watch.threshold)
         log.warning("step %d: %s %s%s", step, told, "is not finite" if what == "not finite" else "",
                     "; skipped" if skipped else "")
-        if (record := getattr(pl_module, "record", None)) is not None:
-            record("spike", at_step=step, what=what, skipped=skipped,
-                   scores=[round(value, 2) if value != float("inf") else None for value in score])
+        record(pl_module, "spike", at_step=step, what=what, skipped=skipped,
+               scores=[round(value, 2) if value != float("inf") else None for value in score])
 
     def roll_back(self, trainer: Trainer, pl_module: LightningModule, harmed: list[int]) -> None:
         """End this fit: it goes on from before the harm."""
@@ -164,8 +162,7 @@ class StabilityCallback(Callback):
         loader, steps = train_loaders(trainer)[0], (harmed[0] - 1, harmed[-1])
         batch = loader.stride * trainer.accumulate_grad_batches
         first, stop = (loader.place_of(step * batch) // batch for step in steps)
-        if (record := getattr(pl_module, "record", None)) is not None:
-            record("rollback", checkpoint=str(path), pass_over=[first, stop])
+        record(pl_module, "rollback", checkpoint=str(path), pass_over=[first, stop])
         raise RolledBack(Path(path), (first, stop))
 
     def give_up(self, trainer: Trainer, step: int, why: str) -> NoReturn:

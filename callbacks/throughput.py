@@ -16,6 +16,7 @@ from lit_cpt.footprint import GIB, peak_flops
 from lit_cpt.model_size import model_size
 from lit_cpt.parallel import data_rank
 from lit_cpt.pauses import paused, paused_seconds
+from lit_cpt.telling import log_due, publish
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,7 @@ class ThroughputCallback(Callback):
         """Count a batch, and tell if it is time."""
         rows, length = trained_shape(pl_module, batch)
         self.tokens += rows * length * data_rank(trainer)[1]
-        if not trainer.fit_loop._should_accumulate() and (
-                trainer.global_step % trainer.log_every_n_steps == 0):  # type: ignore[attr-defined]
+        if log_due(trainer):
             self.tell(trainer, pl_module, length)
         self.idle = (time.monotonic(), paused_seconds(trainer))
 
@@ -94,10 +94,7 @@ class ThroughputCallback(Callback):
         if self.flops_per_token and self.device_flops:
             values["mfu"] = self.flops_per_token * values["tokens_per_second"] / (
                 self.device_flops * trainer.world_size)
-        named = {f"speed/{name}": value for name, value in values.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(named, step=trainer.global_step)
-        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in named.items()})
+        publish(trainer, {f"speed/{name}": value for name, value in values.items()})
         self.told, self.told_paused, self.waited, self.tokens = now, rest, 0.0, 0
 
 
@@ -115,8 +112,8 @@ def work_of(module: LightningModule, length: int) -> float | None:
         return None
     try:
         return model_size(config.to_dict(), length, torch.bfloat16).flops
-    except (ValueError, RuntimeError, NotImplementedError) as error:
-        log.info("the model's work is not known, and no MFU is told: %s", str(error).splitlines()[0])
+    except Exception as error:  # a model whose work cannot be counted can be trained nevertheless
+        log.info("the model's work is not known, and no MFU is told: %s", error)
         return None
 
 

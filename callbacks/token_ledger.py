@@ -17,7 +17,8 @@ from lit_cpt.ledger import LEDGER, Counts, added, by_phase, cut_ledger, drawn, r
 from lit_cpt.parallel import data_rank
 from lit_cpt.phases import phase_of, phases_begun
 from lit_cpt.stream import BlendedDataLoader
-from lit_cpt.stream.fetching import train_loaders
+from lit_cpt.stream.switching import only_loader
+from lit_cpt.telling import log_due, publish, rate, record
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +66,10 @@ class TokenLedgerCallback(Callback):
         sequences = next(leaf for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor))
         ours = isinstance(only_loader(trainer), BlendedDataLoader)
         self.length = sequences[0].numel() - ours  # a block of ours holds one token more, the last target
-        accumulating = trainer.fit_loop._should_accumulate()
         if not ours:
-            phase = phase_of(phases_begun(trainer), trainer.global_step + accumulating)
+            phase = phase_of(phases_begun(trainer), trainer.global_step + trainer.fit_loop._should_accumulate())
             self.counted[phase] = self.counted.get(phase, 0) + len(sequences) * data_rank(trainer)[1]
-        if not accumulating and trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if log_due(trainer):
             self.write(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -87,16 +87,14 @@ class TokenLedgerCallback(Callback):
         by_source = {"tokens": self.tokens(totals), "epochs": epochs, "share": shares(added(self.before, totals))}
         logged = {key: float(trainer.callback_metrics[name]) for key, name in (("loss", "train/loss"),)
                   if name in trainer.callback_metrics}
-        eta = max(float(group["lr"]) for group in trainer.optimizers[0].param_groups)
         self.line = {"step": trainer.global_step, "phase": phase_of(phases_begun(trainer), trainer.global_step),
-                     "eta": eta, **logged, **by_source,
+                     "eta": rate(trainer), **logged, **by_source,
                      "phases": {phase: self.tokens(one) for phase, one in phases.items()}}
         if passed := getattr(only_loader(trainer).dataset, "passed", ()):
             self.line["passed_over"] = [list(stretch) for stretch in passed]
         self.before = totals
         values = {f"{kind}/{name}": value for kind, found in by_source.items() for name, value in found.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(values, step=trainer.global_step)
+        publish(trainer, values)
         if trainer.is_global_zero:
             append_line(Path(trainer.default_root_dir) / LEDGER, self.line)
         self.warn(pl_module, epochs)
@@ -122,8 +120,7 @@ class TokenLedgerCallback(Callback):
             self.told.append(name)
             log.warning("%s has been seen %.1f times; repeats beyond %g are worth little: give it less weight, or more "
                         "data", name, epochs[name], self.max_epochs)
-            if (record := getattr(pl_module, "record", None)) is not None:
-                record("repeats", source=name, epochs=epochs[name])
+            record(pl_module, "repeats", source=name, epochs=epochs[name])
 
     def state_dict(self) -> dict[str, Any]:
         """The account as of the last line, and what a resumed run goes on from."""
@@ -134,15 +131,3 @@ class TokenLedgerCallback(Callback):
         self.told, self.counted = list(state_dict["told"]), dict(state_dict["counted"])
         self.before, self.line = dict(state_dict["before"]), dict(state_dict["line"])
 
-
-def only_loader(trainer: Trainer) -> Any:
-    """The train loader.
-
-    Raises:
-        ValueError: There are several.
-    """
-    loaders = train_loaders(trainer)
-    if len(loaders) != 1:
-        raise ValueError(f"TokenLedgerCallback found {len(loaders)} train loaders; it counts one. Blend the data "
-                         "inside one loader, such as lit_cpt.stream.BlendedDataLoader.")
-    return loaders[0]

@@ -92,7 +92,7 @@ def run(arguments: list[str], debug: bool) -> int:
     module, function = COMMANDS[arguments[0]][1].split(":")
     try:
         getattr(importlib.import_module(module), function)(arguments)
-    except BrokenPipeError:
+    except BrokenPipeError:  # for `main`
         raise
     except SystemExit as stop:  # argparse's way to end --help (0) and a usage error (2); Lightning's on Ctrl-C
         say_how_to_resume(stop)

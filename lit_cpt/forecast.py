@@ -14,13 +14,14 @@ from tabulate import tabulate
 from lit_cpt.agenda import Agenda, Course, Series, agenda
 from lit_cpt.departures import ALIKE, departures
 from lit_cpt.evaluations import evaluations_in
+from lit_cpt.footprint import FP32
 from lit_cpt.plan import Plan, plan, render
 from lit_cpt.recipe import Batch, Recipe
 from lit_cpt.shortfalls import Unused, shortfalls, unused, unused_lines
 from lit_cpt.units import format_bytes, format_count, format_seconds
 from lit_cpt.weight_files import stored_parameters
 
-CHECKPOINT_BYTES = 12  # a parameter: master weight and AdamW's two moments in fp32
+CHECKPOINT_BYTES = 3 * FP32  # a parameter: master weight and AdamW's two moments in fp32
 
 
 @dataclass(frozen=True)

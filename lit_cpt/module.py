@@ -26,6 +26,7 @@ from lit_cpt.sharded_loading import build_sharded
 from lit_cpt.source_losses import source_metrics, source_sums
 from lit_cpt.stream import BlendedDataLoader, rewind_untrained
 from lit_cpt.tally import Tally
+from lit_cpt.telling import publish, show
 from lit_cpt.weights import build_model, load_moments, parameter_groups, read_moments
 
 log = logging.getLogger(__name__)
@@ -165,7 +166,7 @@ class ContinuedPretraining(pl.LightningModule):
         """Say what is trained; warm the optimizer up from `optimizer_state` (a resumed run brings its own)."""
         kind = type(self.model).__name__.removeprefix("FSDP")  # which fully_shard puts before it
         log.info("%s with %s parameters", kind, f"{sum(parameter.numel() for parameter in self.parameters()):,}")
-        self.show(self.published)  # what callbacks read goes on where the checkpoint was made
+        show(self.trainer, self.published)  # what callbacks read goes on where the checkpoint was made
         if self.optimizer_state is not None and not self.trainer.ckpt_path:
             assert self.model is not None
             optimizer = self.optimizers(use_pl_optimizer=False)
@@ -255,14 +256,8 @@ class ContinuedPretraining(pl.LightningModule):
     def publish(self, metrics: dict[str, Any]) -> None:
         """Log ``metrics`` at the number of steps made; Lightning's own count is one behind."""
         values = {name: float(value) for name, value in metrics.items()}
-        for logger in self.loggers:
-            logger.log_metrics(values, step=self.trainer.global_step)
         self.published.update(values)
-        self.show(values)
-
-    def show(self, values: dict[str, float]) -> None:
-        """Let callbacks find ``values`` in ``trainer.callback_metrics``, at once."""
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        publish(self.trainer, values)
 
     def record(self, kind: str, **fields: Any) -> None:
         """Write an event into the run's diary, with step and tokens; once, whatever the number of ranks."""

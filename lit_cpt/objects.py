@@ -24,7 +24,7 @@ class ObjectFolder:
 
     Args:
         url: ``s3://bucket/folder``, ``r2://...`` or ``gs://...``.
-        storage: How to reach it. Large files go in parts, some 80 MB in memory at once (boto3's own settings).
+        storage: How to reach it. Large files go in parts, as boto3 does by default.
 
     Raises:
         ValueError: ``url`` is none of these, or names no folder in a bucket.

@@ -261,6 +261,6 @@ def only_loader(trainer: Any) -> Any:
     loaders = train_loaders(trainer)
     if len(loaders) != 1:
         kinds = ", ".join(type(loader).__name__ for loader in loaders) or "none"
-        raise ValueError(f"PhaseSwitchCallback found the train loaders {kinds}; it needs exactly one. Blend the data "
+        raise ValueError(f"found the train loaders {kinds}; lit_cpt's callbacks need exactly one. Blend the data "
                          "inside one loader, such as lit_cpt.stream.BlendedDataLoader.")
     return loaders[0]

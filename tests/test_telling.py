@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lit_cpt.telling import log_due, publish, rate, record, show
+
+
+def trainer_of(step=10, accumulating=False, **more):
+    loop = SimpleNamespace(_should_accumulate=lambda: accumulating)
+    return SimpleNamespace(fit_loop=loop, global_step=step, log_every_n_steps=5, callback_metrics={}, **more)
+
+
+@pytest.mark.parametrize(("step", "accumulating", "due"), [(10, False, True), (10, True, False), (11, False, False)])
+def test_a_log_is_due_at_the_end_of_whole_steps_that_are_a_multiple(step, accumulating, due):
+    assert log_due(trainer_of(step, accumulating)) is due
+
+
+def test_the_rate_is_the_highest_of_the_first_optimizers_groups():
+    weights = [torch.nn.Parameter(torch.ones(1)) for _ in range(3)]
+    first = torch.optim.SGD([{"params": weights[:1], "lr": 0.1}, {"params": weights[1:2], "lr": 0.3}])
+    assert rate(SimpleNamespace(optimizers=[first, torch.optim.SGD(weights[2:], lr=9.0)])) == 0.3
+
+
+def test_an_event_goes_into_a_diary_where_there_is_one():
+    kept = []
+    record(SimpleNamespace(record=lambda kind, **fields: kept.append((kind, fields))), "spike", step=3)
+    record(SimpleNamespace(), "spike", step=4)
+    assert kept == [("spike", {"step": 3})]
+
+
+def test_values_go_to_every_logger_at_the_steps_made_and_can_be_found_by_others():
+    logged = []
+    logger = SimpleNamespace(log_metrics=lambda values, step: logged.append((values, step)))
+    trainer = trainer_of(loggers=[logger, logger])
+    publish(trainer, {"speed/mfu": 0.5})
+    show(trainer, {"train/loss": 2.0})
+    assert logged == [({"speed/mfu": 0.5}, 10)] * 2
+    assert trainer.callback_metrics == {"speed/mfu": torch.tensor(0.5), "train/loss": torch.tensor(2.0)}
