@@ -362,7 +362,7 @@ def test_a_loader_in_which_nothing_can_be_switched_is_refused_with_what_is_accep
 
 
 def test_two_train_loaders_are_refused(sources, tmp_path):
-    with pytest.raises(ValueError, match="found the train loaders DataLoader, StreamingDataLoader; lit_cpt.s"):
+    with pytest.raises(ValueError, match="found the train loaders DataLoader, StreamingDataLoader"):
         train(lambda: [plain_loader(), stock_loader(sources)], tmp_path)
 
 
