@@ -145,7 +145,7 @@ class StabilityCallback(Callback):
         told = " and ".join(name if what == "not finite" else f"{name} {value:.1f} deviations above its median"
                             for name, value in zip(NAMES, score, strict=True)
                             if value > self.watch.threshold)
-        log.warning("step %d: %s %s%s", step, told, "is not finite" if what == "not finite" else "",
+        log.warning("step %d: %s%s%s", step, told, " not finite" if what == "not finite" else "",
                     "; skipped" if skipped else "")
         record(pl_module, "spike", at_step=step, what=what, skipped=skipped,
                scores=[round(value, 2) if value != float("inf") else None for value in score])
