@@ -13,9 +13,10 @@ from typing import Any
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_cpt.events import read_events
+from lit_cpt.ledger import read_ledger
 
 BASE = "base"  # a run of this name is where the others start from: a reference, not a contender
-PARTS = ("events.out.tfevents*", "events.jsonl", "plan.json", "evals/")
+PARTS = ("events.out.tfevents*", "events.jsonl", "plan.json", "evals/", "ledger.jsonl")
 PLAN_KEYS = ("token_horizon", "tokens_per_step", "curve", "phases")
 EVAL_KEYS = ("step", "families", "average")
 VALIDATION = re.compile(r"val/(.+)/loss")
@@ -34,6 +35,7 @@ class Run:
         events: The diary, in the order it was written.
         plan: `plan.json`; empty if there is none.
         evals: The evaluations, steps ascending.
+        ledger: Lines of `ledger.jsonl`, in order (`TokenLedgerCallback`).
         recipe: Text of `recipe.yaml`, or of `config.yaml` without it; may be empty.
         missing: What the folder lacks or what in it cannot be read, each as half a sentence.
     """
@@ -44,6 +46,7 @@ class Run:
     events: list[dict[str, Any]]
     plan: dict[str, Any]
     evals: list[dict[str, Any]]
+    ledger: list[dict[str, Any]]
     recipe: str = ""
     missing: tuple[str, ...] = ()
 
@@ -100,14 +103,15 @@ def load_run(path: str | Path) -> Run:
     scalars, events = read_scalars(path), read_events(path)
     plans, spoilt_plan = read_json([path / "plan.json"], PLAN_KEYS)
     evals, spoilt_evals = read_json(sorted(path.glob("evals/step*.json")), EVAL_KEYS)
-    parts = dict(zip(PARTS, (scalars, events, plans, evals), strict=True))
+    ledger = read_ledger(path)
+    parts = dict(zip(PARTS, (scalars, events, plans, evals, ledger), strict=True))
     if not any(parts.values()):
         raise ValueError(f"{path} is no run folder: it has none of {', '.join(PARTS)}. {cure(path)}")
     missing = [f"no {part}" for part, found in parts.items() if not found] + spoilt_plan + spoilt_evals
     recipe = next((file.read_text(encoding="utf-8", errors="replace")
                    for file in (path / "recipe.yaml", path / "config.yaml") if file.is_file()), "")
     return Run(path.resolve().name, path, scalars, events, plans[0] if plans else {},
-               sorted(evals, key=lambda eval_: eval_["step"]), recipe, tuple(missing))
+               sorted(evals, key=lambda eval_: eval_["step"]), ledger, recipe, tuple(missing))
 
 
 def cure(path: Path) -> str:
