@@ -5,9 +5,13 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
@@ -122,6 +126,37 @@ def test_every_source_file_has_a_test_file_named_after_it():
     parts = {path.stem if part(path) == "callbacks" else part(path) for path in FILES} - DOORS
     tests = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
     assert not parts - tests, f"no test file for {sorted(parts - tests)}"
+
+
+def foreign(path):
+    """Names of the packages outside the standard library that a file imports."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    return {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"lit_cpt"}
+
+
+def installed_with(name, extra=""):
+    """Distributions that a plain install of ``name`` brings, however far removed."""
+    found, waiting = set(), [(canonicalize_name(name), extra)]
+    while waiting:
+        name, extra = waiting.pop()
+        if (name, extra) not in found:
+            found.add((name, extra))
+            with suppress(PackageNotFoundError):
+                needed = [Requirement(line) for line in requires(name) or []]
+                needed = [one for one in needed if not one.marker or one.marker.evaluate({"extra": extra})]
+                waiting += [(canonicalize_name(one.name), more) for one in needed for more in ("", *one.extras)]
+    return {name for name, _ in found}
+
+
+def test_a_plain_install_brings_every_package_that_is_imported():
+    brought, owners = installed_with("lit-cpt") | {"ray", "torchao"}, packages_distributions()
+    missing = {name for path in FILES for name in foreign(path)
+               if not brought & {canonicalize_name(owner) for owner in owners.get(name, [name])}}
+    assert missing == set()
+
+
 
 
 @pytest.mark.parametrize("module", ["lit_cpt", "lit_cpt.recipe", "lit_cpt.plan", "lit_cpt.manifest"])

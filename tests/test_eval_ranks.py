@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from harness_world import build_mirror, build_tokenizer
+from nursery import FIT, torchrun
 
 pytestmark = pytest.mark.slow
 
 SCRIPT = Path(__file__).parent / "projects" / "evaluated.py"
+MODULES = (*FIT, "lit_cpt.callbacks.eval", "lit_cpt.harness.language_model")
 STEPS, ASKED = 200, [0, 50, 100, 150, 200]
 
 
@@ -28,9 +27,7 @@ def world(tmp_path_factory):
 
 def start(world, case, mode, ranks=2):
     """A run, finished."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return subprocess.run([*launcher, str(SCRIPT), str(world), case, mode], capture_output=True, text=True, check=False,
-                         timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+    return torchrun(SCRIPT, ranks, str(world), case, mode, modules=MODULES)
 
 
 def losses(world, case, mode, ranks=2):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from conftest import VOCABULARY
 from harness_world import build_tokenizer
+from nursery import FIT, torchrun
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from lit_cpt.cli import main
@@ -21,6 +20,7 @@ from lit_cpt.parallel import ShardedStrategy, blocks_of, data_rank, mesh_of, sha
 from lit_cpt.weights import build_model, load_weights, read_moments
 
 SCRIPT = Path(__file__).parent / "projects" / "sharded.py"
+MODULES = (*FIT, "lit_cpt.callbacks.eval", "transformers.models.mixtral.modeling_mixtral")
 STEPS, STOP = 10, 6
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
          "num_attention_heads": 2, "max_position_embeddings": 32}
@@ -37,9 +37,7 @@ def launch(run, ranks, sources, model, **settings):
     run.mkdir(parents=True, exist_ok=True)
     given = run / "given.json"
     given.write_text(json.dumps({"run": str(run), "sources": sources, "model": model, **settings}))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    return subprocess.run([*launcher, str(SCRIPT), str(given)], capture_output=True, text=True, check=False,
-                          timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"})
+    return torchrun(SCRIPT, ranks, str(given), modules=MODULES)
 
 
 def train(run, ranks, sources, model, **settings):
@@ -172,12 +170,28 @@ def test_compiled_blocks_train_alike_and_tell_of_their_routers(kind, tmp_path):
 # Runs ----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def runs(sources, tmp_path_factory):
+    """By model: the folder and the outcome of a whole run on two ranks, made once."""
+
+    @functools.cache
+    def whole(name):
+        folder = tmp_path_factory.mktemp(name)
+        return folder, train(folder / "whole", 2, sources, {"architecture": MODELS[name]})
+
+    return whole
+
+
+@pytest.fixture(scope="module")
+def plain(runs):
+    """A whole run of a Llama on two ranks."""
+    return runs("llama")[1]
+
+
 @pytest.fixture(scope="module", params=list(MODELS))
-def cut(request, sources, tmp_path_factory):
+def cut(request, sources, runs):
     """For each model: a whole run on two ranks, one cut after STOP steps, and their folder."""
-    folder = tmp_path_factory.mktemp(request.param)
-    model = {"architecture": MODELS[request.param]}
-    whole = train(folder / "whole", 2, sources, model)
+    (folder, whole), model = runs(request.param), {"architecture": MODELS[request.param]}
     train(folder / "cut", 2, sources, model, stop=STOP)
     return folder, model, whole
 
@@ -254,27 +268,25 @@ def test_the_checkpoint_of_a_tensor_group_is_exported_on_one(split, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_ranks_go_on_where_four_were_that_went_on_from_one(sources, tmp_path):
+def test_two_ranks_go_on_where_four_were_that_went_on_from_one(plain, sources, tmp_path):
     model = {"architecture": MODELS["llama"]}
-    whole = train(tmp_path / "whole", 2, sources, model)
     train(tmp_path / "one", 1, sources, model, stop=3)
     train(tmp_path / "four", 4, sources, model, stop=6, resume=newest(tmp_path / "one"))
-    assert_equal(train(tmp_path / "two", 2, sources, model, resume=newest(tmp_path / "four")), whole, within=1e-6)
+    assert_equal(train(tmp_path / "two", 2, sources, model, resume=newest(tmp_path / "four")), plain, within=1e-6)
 
 
 @pytest.mark.slow
-def test_a_checkpoint_holds_its_step_though_training_went_on_and_a_kill_leaves_the_one_before(sources, tmp_path):
+def test_a_checkpoint_holds_its_step_though_training_went_on_and_a_kill_leaves_the_one_before(plain, sources, tmp_path):
     model = {"architecture": MODELS["llama"]}
     slow = {"disk_seconds": 2.0, "checkpoints": {"every_n_steps": 3, "keep": 1}}
-    whole = train(tmp_path / "whole", 2, sources, model)
     killed = launch(tmp_path / "killed", 2, sources, model, kill=8, **slow)  # 6 is being written, 3 was
     assert killed.returncode != 0
     folder = tmp_path / "killed" / "checkpoints"
     assert (folder / ".step-00000006.ckpt.writing").is_dir()
     assert sorted(path.name for path in folder.glob("*.ckpt")) == ["last.ckpt", "step-00000003.ckpt"]
     resumed = train(tmp_path / "killed", 2, sources, model, resume=newest(tmp_path / "killed"), **slow)
-    assert resumed["losses"] == whole["losses"][-len(resumed["losses"]):]
-    assert_equal(resumed, whole)
+    assert resumed["losses"] == plain["losses"][-len(resumed["losses"]):]
+    assert_equal(resumed, plain)
     assert sorted(path.name for path in folder.iterdir()) == ["last.ckpt", "step-00000010.ckpt"]
 
 
@@ -319,19 +331,16 @@ def test_a_run_starts_with_weights_and_moments_of_another_whatever_the_ranks(cut
     {"activation_checkpointing": True}, {"reduce_every_micro_batch": False}, {"replicas": 2},
     {"distributed_checkpoints": False},
 ], ids=lambda one: next(iter(one)))
-def test_how_it_is_computed_changes_nothing(strategy, sources, tmp_path):
-    model = {"architecture": MODELS["llama"]}
-    plain, other = (train(tmp_path / name, 2, sources, model, strategy=settings) for name, settings in (
-        ("plain", {}), ("other", strategy)))
+def test_how_it_is_computed_changes_nothing(strategy, plain, sources, tmp_path):
+    other = train(tmp_path / "other", 2, sources, {"architecture": MODELS["llama"]}, strategy=strategy)
     assert other["norms"] == pytest.approx(plain["norms"], rel=1e-5)
     assert_equal(other, plain, within=1e-6)
 
 
 @pytest.mark.slow
-def test_bfloat16_compute_keeps_fp32_weights_and_comes_close(sources, tmp_path):
-    model = {"architecture": MODELS["llama"]}
-    plain, half = (train(tmp_path / dtype, 2, sources, model, strategy={"compute_dtype": dtype})
-                   for dtype in ("float32", "bfloat16"))
+def test_bfloat16_compute_keeps_fp32_weights_and_comes_close(plain, sources, tmp_path):
+    half = train(tmp_path / "half", 2, sources, {"architecture": MODELS["llama"]},
+                 strategy={"compute_dtype": "bfloat16"})
     assert {value.dtype for value in half["weights"].values()} == {torch.float32}
     assert half["losses"] != plain["losses"]
     assert half["losses"] == pytest.approx(plain["losses"], abs=0.05)

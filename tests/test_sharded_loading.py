@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import VOCABULARY
+from nursery import torchrun
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
@@ -143,9 +141,7 @@ def cases_in(folder):
 @pytest.mark.slow
 def test_two_ranks_load_the_same_to_the_bit_or_are_refused_with_the_same_words(tmp_path):
     (tmp_path / "cases.json").write_text(json.dumps(cases := cases_in(tmp_path)))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    ran = subprocess.run([*launcher, str(SCRIPT), str(tmp_path / "cases.json"), str(tmp_path)], capture_output=True,
-                         text=True, check=False, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    ran = torchrun(SCRIPT, 2, str(tmp_path / "cases.json"), str(tmp_path))
     assert ran.returncode == 0, ran.stderr[-4000:]
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1))
     for name in ("short", "fewer"):

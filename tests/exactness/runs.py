@@ -19,10 +19,10 @@ from typing import Any
 import ledger
 import yaml
 from faults import ATTEMPT, FAULT, Fault
-from nursery import Child, born
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from conftest import BLOCKS_PER_CHUNK, LENGTH, SIZES, VOCABULARY, chunk_sizes, ideal_stream, write_source
+from nursery import Child, born
 
 from lit_cpt.blends import BlendHistory
 from lit_cpt.orders import SourceOrder
@@ -182,7 +182,8 @@ class Run:
               log: Path) -> subprocess.Popen[bytes] | Child:
         """Start a process, the leader of a group."""
         if self.forked:
-            return born(command[command.index("fit") :], ranks, self.folder, environment, log)
+            return born({"arguments": command[command.index("fit") :], "ranks": ranks, "folder": str(self.folder),
+                         "log": str(log)}, environment)
         with log.open("wb") as file:
             return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=file, stderr=subprocess.STDOUT,
                                     stdin=subprocess.DEVNULL, start_new_session=True)

@@ -58,7 +58,7 @@ def judge(bench, run, shapes, lost):
 
 
 def test_a_sample_of_kills_drawn_from_a_seed_is_survived(tmp_path):
-    results = chaos(SAMPLE, SEED, tmp_path, forked=FORKED)
+    results = chaos(SAMPLE, SEED, tmp_path, forked=True)
     print(summary(results))
     assert [fault for result in results for fault in result.faults] == []
     assert sum(result.kills for result in results) >= 20
