@@ -106,7 +106,7 @@ def test_a_strategy_refuses_what_it_cannot_do():
         ShardedStrategy(replicas=0)
     with pytest.raises(ValueError, match="tensor_parallel=0 must be at least 1"):
         ShardedStrategy(tensor_parallel=0)
-    with pytest.raises(ValueError, match="compute_dtype='float16': choose float32 or bfloat16"):
+    with pytest.raises(ValueError, match="compute_dtype='float16': choose one of float32, bfloat16, float8"):
         ShardedStrategy(compute_dtype="float16")
 
 
@@ -328,10 +328,12 @@ def test_how_it_is_computed_changes_nothing(strategy, sources, tmp_path):
 
 
 @pytest.mark.slow
-def test_bfloat16_compute_keeps_fp32_weights_and_comes_close(sources, tmp_path):
+def test_bfloat16_and_float8_compute_keep_fp32_weights_and_come_close(sources, tmp_path):
     model = {"architecture": MODELS["llama"]}
-    plain, half = (train(tmp_path / dtype, 2, sources, model, strategy={"compute_dtype": dtype})
-                   for dtype in ("float32", "bfloat16"))
-    assert {value.dtype for value in half["weights"].values()} == {torch.float32}
-    assert half["losses"] != plain["losses"]
+    plain, half, eight = (train(tmp_path / dtype, 2, sources, model, strategy={"compute_dtype": dtype})
+                          for dtype in ("float32", "bfloat16", "float8"))
+    assert {value.dtype for run in (half, eight) for value in run["weights"].values()} == {torch.float32}
+    assert len({tuple(run["losses"]) for run in (plain, half, eight)}) == 3
     assert half["losses"] == pytest.approx(plain["losses"], abs=0.05)
+    assert eight["losses"] == pytest.approx(plain["losses"], abs=0.05)
+    assert eight["weights"].keys() == plain["weights"].keys()
