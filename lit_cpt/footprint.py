@@ -97,6 +97,7 @@ class Layout:
         sequence_length: Tokens of a sequence.
         accumulation: Micro-batches a step.
         reduce_at_once: Whether each micro-batch's gradients are reduced at once; otherwise whole ones wait.
+        float8: Whether linear layers multiply in 8 bits; what stays in memory is bfloat16 all the same.
 
     Raises:
         ValueError: The replicas do not divide the ranks.
@@ -110,6 +111,7 @@ class Layout:
     sequence_length: int = 2048
     accumulation: int = 1
     reduce_at_once: bool = True
+    float8: bool = False
 
     def __post_init__(self) -> None:
         if self.ranks % self.replicas:

@@ -104,7 +104,8 @@ def outlook(settings: dict[str, Any], batch: Batch, horizon: int, budget: Budget
     size = model_size(given, batch.sequence_length, torch.bfloat16 if layout.compute_bytes == 2 else torch.float32)
     memory, device = peak_memory(size, layout), budget.device
     fits = memory.total <= device.usable
-    speed = layout.ranks * device.flops * budget.mfu / size.flops if layout.compute_bytes == 2 else None
+    timed = layout.compute_bytes == 2 and not layout.float8
+    speed = layout.ranks * device.flops * budget.mfu / size.flops if timed else None
     hours = horizon / speed / 3600 if speed else None
     cost = hours * layout.ranks * budget.price if hours and budget.price is not None else None
     return Outlook(size, layout, memory, fits, {} if fits else mends(size, layout, device.usable), speed, hours, cost)
@@ -155,9 +156,11 @@ def layout_of(settings: dict[str, Any], batch: Batch) -> Layout:
     if batch.global_batch % (micro * ranks):
         raise ValueError(f"global_batch={batch.global_batch} is no multiple of micro_batch={micro} times {ranks} "
                          "ranks: change one of them.")
-    return Layout(ranks, options.get("replicas") or 1, 2 if options.get("compute_dtype") == "bfloat16" else 4,
+    dtype = options.get("compute_dtype")
+    return Layout(ranks, options.get("replicas") or 1, 2 if dtype in ("bfloat16", "float8") else 4,
                   bool(options.get("activation_checkpointing")), micro, batch.sequence_length,
-                  batch.global_batch // (micro * ranks), options.get("reduce_every_micro_batch", True))
+                  batch.global_batch // (micro * ranks), options.get("reduce_every_micro_batch", True),
+                  dtype == "float8")
 
 
 def devices(given: Any) -> int:
@@ -178,7 +181,8 @@ def render_outlook(found: Outlook, budget: Budget) -> str:
     layout, memory, device = found.layout, found.memory, budget.device
     parts = {name: value for name, value in memory.describe().items() if name != "when"}
     how = [f"{layout.micro_batch} x {layout.sequence_length:,} tokens at once", f"{layout.accumulation} times a step",
-           "bfloat16" if layout.compute_bytes == 2 else "float32", *["blocks recomputed"] * layout.recompute,
+           "bfloat16" if layout.compute_bytes == 2 else "float32", *["linear layers in float8"] * layout.float8,
+           *["blocks recomputed"] * layout.recompute,
            *[f"{layout.replicas} replicas"] * (layout.replicas > 1)]
     share = f"{memory.total / device.memory:.0%} of {device.memory / GIB:.1f} GiB"
     mends = [f"{name} ({one.total / GIB:.1f} GiB)" for name, one in list(found.mends.items())[:2]]

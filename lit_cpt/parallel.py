@@ -21,13 +21,14 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from lit_cpt.background import BackgroundWriter
+from lit_cpt.float8 import import_float8, multiply_in_float8
 from lit_cpt.objectives import is_encoder_decoder
 from lit_cpt.publishing import disk_error
 from lit_cpt.tensor_parallel import check_shared, split_over
 
 log = logging.getLogger(__name__)
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float8": torch.bfloat16}
 TENSOR = "tensor"  # the dimension of the mesh whose ranks compute each layer together
 
 
@@ -42,7 +43,8 @@ class ShardedStrategy(ModelParallelStrategy):
             per node, so that weights are gathered within nodes only. 1 shards over all ranks.
         tensor_parallel: Ranks, next to each other, that compute each layer together, each a part of its heads and
             width, by the plan that transformers ships with the model. They train on the same samples.
-        compute_dtype: Of forward and backward: ``float32`` or ``bfloat16``. Gradients are reduced in fp32.
+        compute_dtype: Of forward and backward: ``float32``, ``bfloat16``, or ``float8``, which is ``bfloat16`` but for
+            the products of the blocks' linear layers (`lit_cpt.float8`). Gradients are reduced in fp32.
         activation_checkpointing: Recompute each block in the backward pass instead of keeping its activations.
         compile: Compile each block.
         reduce_every_micro_batch: Reduce gradients at each micro-batch; otherwise only at the last of a step, which
@@ -53,11 +55,11 @@ class ShardedStrategy(ModelParallelStrategy):
             the copy of it in host memory. The next checkpoint and the end of training always do.
 
     Raises:
-        ValueError: A number below 1 or another dtype; later, ranks that cannot be dealt out, or a model that cannot be
-            split so.
+        ValueError: A number below 1 or another dtype, or float8 without torchao or with tensor parallelism; later,
+            ranks that cannot be dealt out, or a model or device that cannot do so.
     """
 
-    def __init__(self, replicas: int = 1, compute_dtype: Literal["float32", "bfloat16"] = "float32",
+    def __init__(self, replicas: int = 1, compute_dtype: Literal["float32", "bfloat16", "float8"] = "float32",
                  activation_checkpointing: bool = False, compile: bool = False, reduce_every_micro_batch: bool = True,
                  distributed_checkpoints: bool = True, wait_for_checkpoints: bool = False, tensor_parallel: int = 1,
                  **settings: Any) -> None:
@@ -65,7 +67,13 @@ class ShardedStrategy(ModelParallelStrategy):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1.")
         if compute_dtype not in DTYPES:
-            raise ValueError(f"compute_dtype={compute_dtype!r}: choose {' or '.join(DTYPES)}.")
+            raise ValueError(f"compute_dtype={compute_dtype!r}: choose one of {', '.join(DTYPES)}.")
+        self.float8 = compute_dtype == "float8"
+        if self.float8 and tensor_parallel > 1:
+            raise ValueError(f"compute_dtype='float8' does not go with tensor_parallel={tensor_parallel}; leave one of "
+                             "them out.")
+        if self.float8:
+            import_float8()
         super().__init__("auto", tensor_parallel, save_distributed_checkpoint=distributed_checkpoints, **settings)
         self.replicas, self.tensor_parallel, self.compute_dtype = replicas, tensor_parallel, DTYPES[compute_dtype]
         self.activation_checkpointing, self.compile = activation_checkpointing, compile
@@ -90,7 +98,12 @@ class ShardedStrategy(ModelParallelStrategy):
 
         Args:
             model: A model of transformers whose blocks `blocks_of` finds.
+
+        Raises:
+            ValueError: The model cannot be split, or this model or device not multiply in 8 bits.
         """
+        if self.float8:
+            multiply_in_float8(model, blocks_of(model), self.root_device)
         return shard(model, self.shard_mesh, self.compute_dtype, self.activation_checkpointing, self.compile)
 
     @property

@@ -11,7 +11,7 @@ from test_architectures import SIZES
 
 from lit_cpt.cli import main
 from lit_cpt.footprint import GPUS
-from lit_cpt.outlook import Budget, devices, layout_of, outlook
+from lit_cpt.outlook import Budget, devices, layout_of, outlook, render_outlook
 from lit_cpt.recipe import Batch
 
 PAPER = ["plan", "--config", "base", "--config", "recipes/paper", "--config", "models/nemotron4_15b", "--config",
@@ -72,7 +72,8 @@ def test_configs_are_read_as_fit_reads_them(capsys, tmp_path, monkeypatch):
     scale = json.loads(printed(capsys, *PAPER, "--config", "more.yaml", "--gpu", "H100", "--trainer.devices", "8",
                                "--json", "--trainer.strategy.activation_checkpointing", "false"))["scale"]
     assert scale["layout"] == {"ranks": 8, "replicas": 4, "compute_bytes": 2, "recompute": False, "micro_batch": 1,
-                               "sequence_length": 4096, "accumulation": 144, "reduce_at_once": True}
+                               "sequence_length": 4096, "accumulation": 144, "reduce_at_once": True,
+                               "float8": False}
 
 
 def test_a_layout_is_that_of_the_config():
@@ -97,6 +98,17 @@ def test_float32_has_memory_and_no_hours():
     found = outlook(settings(strategy=plain), Batch(128, 64), 10**9, Budget("H100"))
     assert found.fits
     assert (found.hours, found.cost, found.tokens_per_second) == (None, None, None)
+
+
+def test_float8_needs_the_memory_of_bfloat16_and_has_no_hours():
+    eight = {**SHARDED, "init_args": {**SHARDED["init_args"], "compute_dtype": "float8"}}
+    half, found = (outlook(settings(strategy=strategy), Batch(128, 64), 10**9, Budget("H100"))
+                   for strategy in (SHARDED, eight))
+    assert (found.memory, found.size) == (half.memory, half.size)
+    assert (found.hours, found.cost, found.tokens_per_second) == (None, None, None)
+    told = render_outlook(found, Budget("H100"))
+    assert "4 times a step, bfloat16, linear layers in float8, blocks recomputed, 2 replicas" in told
+    assert "time is told for bfloat16 only" in told
 
 
 @pytest.mark.parametrize(("changes", "message"), [

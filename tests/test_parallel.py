@@ -104,7 +104,7 @@ def test_a_strategy_refuses_what_it_cannot_do():
         ShardedStrategy(replicas=0)
     with pytest.raises(ValueError, match="tensor_parallel=0 must be at least 1"):
         ShardedStrategy(tensor_parallel=0)
-    with pytest.raises(ValueError, match="compute_dtype='float16': choose float32 or bfloat16"):
+    with pytest.raises(ValueError, match="compute_dtype='float16': choose one of float32, bfloat16, float8"):
         ShardedStrategy(compute_dtype="float16")
 
 
@@ -339,8 +339,19 @@ def test_how_it_is_computed_changes_nothing(strategy, plain, sources, tmp_path):
 
 @pytest.mark.slow
 def test_bfloat16_compute_keeps_fp32_weights_and_comes_close(plain, sources, tmp_path):
-    half = train(tmp_path / "half", 2, sources, {"architecture": MODELS["llama"]},
-                 strategy={"compute_dtype": "bfloat16"})
-    assert {value.dtype for value in half["weights"].values()} == {torch.float32}
-    assert half["losses"] != plain["losses"]
-    assert half["losses"] == pytest.approx(plain["losses"], abs=0.05)
+    assert_close_in("bfloat16", plain, sources, tmp_path)
+
+
+@pytest.mark.slow
+def test_float8_compute_keeps_fp32_weights_and_comes_close(plain, sources, tmp_path):
+    pytest.importorskip("torchao")
+    assert_close_in("float8", plain, sources, tmp_path)
+
+
+def assert_close_in(dtype, plain, sources, folder):
+    """A run that computes in ``dtype`` has other losses, near by, and weights of the same names in fp32."""
+    ran = train(folder / "run", 2, sources, {"architecture": MODELS["llama"]}, strategy={"compute_dtype": dtype})
+    assert {value.dtype for value in ran["weights"].values()} == {torch.float32}
+    assert ran["losses"] != plain["losses"]
+    assert ran["losses"] == pytest.approx(plain["losses"], abs=0.05)
+    assert ran["weights"].keys() == plain["weights"].keys()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -11,11 +12,13 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager, suppress
 
 import pytest
 from test_prepare import content, save_tokenizer, sentences
 
 from lit_cpt.cli import main
+from lit_cpt.manifest import Manifest
 from lit_cpt.prepare import PrepareSettings, RayEngine, prepare, prepare_source
 from lit_cpt.prepare.job import STATE, Job
 from lit_cpt.prepare.ray_engine import at_a_time, check_answers, deal, digest_of, do_shard, import_ray, seen_from_here
@@ -170,24 +173,25 @@ def test_where_no_cluster_is_the_message_says_how_to_start_one(command, capsys, 
     assert "no Ray cluster can be used at address='auto' (" in capsys.readouterr().err
 
 
-def start(address, command, *more):
-    return subprocess.Popen([sys.executable, "-m", "lit_cpt", *command, "--engine", "ray", "--address", address, *more],
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def within(seconds, holds):
+    """Whether something comes to hold in time."""
+    deadline = time.monotonic() + seconds
+    while not (held := holds()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return held
 
 
-def workers_of(folder):
-    """Process ids of the Ray workers that have a crew at work in ``folder``."""
+def at_work(folder):
+    """The processes of crews in ``folder``, each with its parent: another of them, or a Ray worker."""
     listed = subprocess.run(["ps", "-ww", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True)
     lines = [line.split(None, 2) for line in listed.stdout.splitlines() if f"lit_cpt.prepare.crew {folder}" in line]
-    return {int(parent) for _, parent, _ in lines} - {int(crew) for crew, _, _ in lines} - {1}
+    return {int(process): int(parent) for process, parent, _ in lines}
 
 
 def await_worker(folder):
-    deadline = time.monotonic() + 40
-    while not (found := workers_of(folder)):
-        assert time.monotonic() < deadline, "no task began"
-        time.sleep(0.05)
-    return found.pop()
+    assert within(120, lambda: at_work(folder)), "no task began"
+    crews = at_work(folder)
+    return next(parent for parent in crews.values() if parent not in crews)
 
 
 def kill_one(folder):
@@ -229,38 +233,61 @@ def test_a_task_that_is_lost_once_too_often_says_how_to_go_on(cluster, world, tm
 
 
 @pytest.mark.slow
-def test_a_mistake_in_a_task_reads_as_without_ray_and_is_not_retried(cluster, world, tmp_path):
+def test_a_mistake_in_a_task_reads_as_without_ray_and_is_not_retried(cluster, world, tmp_path, capsys):
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"text": "good"}\n{"text\n')
     command = ["prepare", "--input", str(broken), "--tokenizer", world[1], "--output", str(tmp_path / "out")]
-    local = subprocess.run([sys.executable, "-m", "lit_cpt", *command], capture_output=True, text=True, check=False)
-    with start(cluster, command) as ran:
-        told = ran.communicate()[0]
-    assert local.returncode == ran.returncode == 2
-    assert f"{broken}:2: broken JSON" in local.stderr
-    assert [line for line in told.splitlines() if line.startswith("lit-cpt prepare:")] == local.stderr.splitlines()
-    assert "Traceback" not in told
-    with start(cluster, command, "--on-error", "skip") as ran:  # the unfinished run goes on by the new word
-        told = ran.communicate()[0]
-    assert ran.returncode == 0, told
-    assert "1 skipped" in told
+    told = []
+    for engine in ([], ["--engine", "ray", "--address", cluster]):
+        assert main([*command, *engine]) == 2
+        told.append(capsys.readouterr().err)
+    assert f"{broken}:2: broken JSON" in told[0]
+    assert told[1].splitlines()[-1] == told[0].splitlines()[-1]
+    assert "Traceback" not in told[1]
+    assert main([*command, *engine, "--on-error", "skip"]) == 0  # the unfinished run goes on by the new word
+    assert Manifest.load(tmp_path / "out").skipped_documents == 1
+
+
+@contextmanager
+def held_back(folder):
+    """A task in ``folder`` waits for the record of its tokenizer, which is a pipe that nobody writes into.
+
+    Yields:
+        Tells whether one waits.
+    """
+    pipe, ends = folder / STATE / "tokenizer.json", []
+    pipe.parent.mkdir(parents=True)
+    os.mkfifo(pipe)
+
+    def waits():
+        with suppress(OSError):  # nobody has come to read yet
+            ends[:] = ends or [os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)]
+        seen = select.poll()
+        for end in ends:
+            seen.register(end, 0)
+        return bool(ends) and not seen.poll(0)  # an error is all it may report: that the reader is gone
+
+    try:
+        yield waits
+    finally:
+        pipe.unlink()
+        for end in ends:
+            os.close(end)
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_tasks_and_a_second_run_continues(cluster, world, tmp_path, command):
-    with start(cluster, command) as ran:
-        worker = await_worker(tmp_path / "out")
-        ran.send_signal(signal.SIGINT)
-        told = ran.communicate()[0]
-    assert ran.returncode == 1
-    assert f"stopped; finished parts are kept in {tmp_path / 'out'}. Run the same command again to continue." in told
-    deadline = time.monotonic() + 10
-    while os.path.exists(f"/proc/{worker}") or workers_of(tmp_path / "out"):
-        assert time.monotonic() < deadline, "a task is still at work"
-        time.sleep(0.1)
-    with start(cluster, command) as ran:
-        told = ran.communicate()[0]
-    assert ran.returncode == 0, told
+def test_ctrl_c_ends_the_task_and_a_second_run_continues(cluster, world, tmp_path, command):
+    command += ["--engine", "ray", "--address", cluster, "--shards", "1"]
+    with held_back(tmp_path / "out") as waits:
+        with subprocess.Popen([sys.executable, "-m", "lit_cpt", *command], stderr=subprocess.PIPE, text=True) as ran:
+            began = within(120, waits)
+            ran.send_signal(signal.SIGINT)
+            told = ran.communicate()[1]
+        assert began
+        assert ran.returncode == 1, told
+        assert f"stopped; finished parts are kept in {tmp_path / 'out'}. Run the same command again to cont" in told
+        assert within(30, lambda: not waits() and not at_work(tmp_path / "out")), "the task is still at work"
+    assert main(command) == 0
     assert (tmp_path / "out" / "manifest.json").is_file()
 
 
