@@ -15,7 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.tensorboard.summary import hparams
 
 from lit_cpt.phases import phase_of, phases_begun
-from lit_cpt.plan import plan, render
+from lit_cpt.plan import Plan, plan, render
 from lit_cpt.recipe import Batch, Recipe
 from lit_cpt.stream.switching import only_loader
 from lit_cpt.telling import log_due, rate
@@ -67,10 +67,10 @@ class DashboardCallback(Callback):
     def describe(self, writer: Any, trainer: Any, recipe: Recipe, batch: Batch) -> None:
         """Write recipe and plan, and the numbers that tell runs apart."""
         blocks = getattr(only_loader(trainer).dataset, "blocks", {})
-        planned = render(plan(recipe, batch, blocks, getattr(trainer.datamodule, "seed", 42)))
-        for name, text in (("plan", planned), ("recipe", yaml.safe_dump(recipe.describe(), sort_keys=False))):
+        planned = plan(recipe, batch, blocks, getattr(trainer.datamodule, "seed", 42))
+        for name, text in (("plan", render(planned)), ("recipe", yaml.safe_dump(recipe.describe(), sort_keys=False))):
             writer.add_text(name, f"```\n{text}\n```")
-        begun, start, _ = hparams(numbers(recipe, batch), dict.fromkeys(OUTCOMES, 0.0))
+        begun, start, _ = hparams(numbers(recipe, planned), dict.fromkeys(OUTCOMES, 0.0))
         for summary in (begun, start):
             writer.file_writer.add_summary(summary)
 
@@ -78,22 +78,22 @@ class DashboardCallback(Callback):
         """Log the rate under the name of its phase where the Trainer logs, and draw what is new."""
         if log_due(trainer):
             phase = phase_of(phases_begun(trainer), trainer.global_step)
-            self.log(trainer, {f"eta/{phase}": rate(trainer)})
+            self.tell(trainer, {f"eta/{phase}": rate(trainer)})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the mean over the sources."""
         losses = [float(value) for name, value in trainer.callback_metrics.items()
                   if (found := LOSS.fullmatch(name)) and found[1] == "val"]
         if losses and trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self.log(trainer, {"val/mean_loss": fmean(losses)})
+            self.tell(trainer, {"val/mean_loss": fmean(losses)})
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what came last, and say that the run has ended."""
-        self.log(trainer, {})
+        self.tell(trainer, {})
         for board in boards(trainer) if isinstance(getattr(pl_module, "recipe", None), Recipe) else ():
             board.experiment.file_writer.add_summary(hparams({}, {})[2])
 
-    def log(self, trainer: Trainer, values: Mapping[str, float]) -> None:
+    def tell(self, trainer: Trainer, values: Mapping[str, float]) -> None:
         """Log ``values``, and lay charts out anew where there are more to draw."""
         self.tags.update(values)
         for board in boards(trainer):
@@ -122,29 +122,30 @@ def boards(trainer: Any) -> list[TensorBoardLogger]:
 
 
 def layout(tags: Iterable[str]) -> Layout:
-    """Categories of charts, each with the patterns of the tags that it draws; only what there are ``tags`` for.
+    """Categories of charts, each with the patterns of the tags that it draws; only charts that there are ``tags`` for.
 
-    >>> layout(["train/loss", "val/web/loss"])
-    {'loss': {'web': ['val/web/loss$'], 'over all sources': ['train/loss$']}}
+    A chart is the same in every run, for TensorBoard joins the layouts of runs by what is alike.
+
+    >>> layout(["val/web/loss", "share/web"])
+    {'loss': {'web': ['train/web/loss$', 'val/web/loss$']}, 'blend': {'share of each source': ['share/']}}
     """
-    tags = sorted(tags)
-    sources = dict.fromkeys(found[2] for tag in tags if (found := LOSS.fullmatch(tag)))
+    tags = set(tags)
+    sources = sorted({found[2] for tag in tags if (found := LOSS.fullmatch(tag))})
     by_source = {name: [f"{kind}/{re.escape(name)}/loss$" for kind in ("train", "val")] for name in sources}
     wanted = {**CHARTS, "loss": {**by_source, **CHARTS["loss"]}}
-    drawn = {category: {chart: [pattern for pattern in patterns if any(re.match(pattern, tag) for tag in tags)]
-                        for chart, patterns in charts.items()} for category, charts in wanted.items()}
-    filled = {category: {chart: patterns for chart, patterns in charts.items() if patterns}
-              for category, charts in drawn.items()}
-    return {category: charts for category, charts in filled.items() if charts}
+    drawn = {category: {chart: patterns for chart, patterns in charts.items()
+                        if any(re.match(pattern, tag) for pattern in patterns for tag in tags)}
+             for category, charts in wanted.items()}
+    return {category: charts for category, charts in drawn.items() if charts}
 
 
-def numbers(recipe: Recipe, batch: Batch) -> dict[str, Any]:
-    """What tells runs apart, under the same names for every recipe: a table has one set of columns."""
-    curve, settings = recipe.curve, recipe.optimizer
-    blends = (f"{phase.name}: " + ", ".join(f"{name} {weight:g}" for name, weight in phase.blend.weights.items())
-              for phase in recipe.phases)
-    return {"token_horizon": recipe.horizon, "curve": type(curve).__name__, "eta_max": curve.eta_max,
-            "eta_end": curve.eta(1.0), "phases": len(recipe.phases), "blends": "; ".join(blends),
-            "switch": "; ".join(str(phase.when) for phase in recipe.phases[1:]) or "none",
-            "global_batch": batch.global_batch, "sequence_length": batch.sequence_length,
-            "weight_decay": settings.weight_decay, "clip": settings.clip}
+def numbers(recipe: Recipe, planned: Plan) -> dict[str, Any]:
+    """What tells runs apart: the same few names for every recipe, for TensorBoard has one set of columns.
+
+    ``switch`` is the share of the horizon after which the last blend is planned to begin, 1 if it never is.
+    """
+    weights = (f"{phase.name}: " + ", ".join(f"{name} {weight:g}" for name, weight in phase.blend.weights.items())
+               for phase in recipe.phases)
+    return {"curve": type(recipe.curve).__name__, "eta_max": recipe.curve.eta_max, "eta_end": recipe.curve.eta(1.0),
+            "horizon": recipe.horizon, "tokens_per_step": planned.tokens_per_step, "weights": "; ".join(weights),
+            "switch": max((phase.start.fraction for phase in planned.phases[1:] if phase.start), default=1.0)}

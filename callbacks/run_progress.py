@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 
 WIDE = 100  # columns from which on there is room for a bar
 MARGIN = 3  # columns that stay free: what a terminal shows of Ctrl-C must not wrap
+CLEAR = "" if os.name == "nt" else "\x1b[K\x1b[0m"  # takes away what it has shown behind the line
 
 
 class RunProgressBar(ProgressBar):
@@ -50,12 +52,16 @@ class RunProgressBar(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar where the run stands."""
-        self.began = self.said = time.monotonic()
+        self.began, self.said = 0.0, time.monotonic()
         self.first_step = self.shown = trainer.global_step
         if self.enabled and sys.stderr.isatty():
             self.logs.enter_context(logging_redirect_tqdm())
             self.bar = tqdm(initial=trainer.global_step, total=trainer.max_steps, dynamic_ncols=True, bar_format="{postfix}")
             self.draw(trainer)
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Take the time from the first batch on: what is asked and validated before it comes only once."""
+        self.began = self.began or time.monotonic()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Move the bar, or say a line if it is time."""
@@ -86,9 +92,9 @@ class RunProgressBar(ProgressBar):
     def draw(self, trainer: Trainer) -> None:
         """Show the line as it is now."""
         columns, most = self.bar.format_dict["ncols"] or WIDE, f"{trainer.max_steps:,}"
-        graph = "|{bar:10}|" if columns >= WIDE else ""
-        room = columns - len(f"100%{graph and ' ' * 12} {most}/{most}, ") - MARGIN
-        self.bar.bar_format = f"{{percentage:3.0f}}%{graph} {{n:,}}/{{total:,}}{{postfix}}"
+        graph, width = ("{percentage:3.0f}%|{bar:10}| ", 17) if columns >= WIDE else ("", 0)
+        room = columns - width - len(f"{most}/{most}, ") - MARGIN
+        self.bar.bar_format = f"{graph}{{n:,}}/{{total:,}}{{postfix}}{CLEAR}"
         self.bar.n = trainer.global_step
         self.bar.set_postfix_str(fitted(self.state(trainer), room))
 
