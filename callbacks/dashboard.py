@@ -44,8 +44,8 @@ class DashboardCallback(Callback):
     learning rate, scores and health, each as soon as there is something to draw. Of a module with a `Recipe` HPARAMS
     gets the few numbers that tell runs apart, beside how far each came, and TEXT gets recipe and plan; of others
     Lightning itself logs what `save_hyperparameters` keeps. Rank 0 writes it once: a resumed run that goes on in the
-    same folder does not repeat it. Two scalars are its own: ``eta/<phase>``, the learning rate, a line for each phase, and
-    ``val/mean_loss``.
+    same folder does not repeat it. Two scalars are its own: ``eta/<phase>``, the learning rate with a line for each
+    phase, and ``val/mean_loss``.
     """
 
     def __init__(self) -> None:

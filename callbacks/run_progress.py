@@ -56,7 +56,8 @@ class RunProgressBar(ProgressBar):
         self.first_step = self.shown = trainer.global_step
         if self.enabled and sys.stderr.isatty():
             self.logs.enter_context(logging_redirect_tqdm())
-            self.bar = tqdm(initial=trainer.global_step, total=trainer.max_steps, dynamic_ncols=True, bar_format="{postfix}")
+            self.bar = tqdm(initial=self.first_step, total=trainer.max_steps, dynamic_ncols=True,
+                            bar_format="{postfix}")
             self.draw(trainer)
 
     def on_train_batch_start(self, *_: Any) -> None:
