@@ -21,10 +21,9 @@ if TYPE_CHECKING:
     from lit_cpt.callbacks.token_ledger import TokenLedgerCallback
 
 HOMES = {"DashboardCallback": "dashboard", "EvalCallback": "eval", "ForgettingCallback": "forgetting",
-         "GracefulStopCallback": "graceful_stop",
-         "PhaseSwitchCallback": "phase_switch", "RunCheckpointCallback": "run_checkpoint",
-         "RunProgressBar": "run_progress", "StabilityCallback": "stability", "ThroughputCallback": "throughput",
-         "TokenLedgerCallback": "token_ledger"}
+         "GracefulStopCallback": "graceful_stop", "PhaseSwitchCallback": "phase_switch",
+         "RunCheckpointCallback": "run_checkpoint", "RunProgressBar": "run_progress", "StabilityCallback": "stability",
+         "ThroughputCallback": "throughput", "TokenLedgerCallback": "token_ledger"}
 __all__ = ["DashboardCallback", "EvalCallback", "ForgettingCallback", "GracefulStopCallback", "PhaseSwitchCallback",
            "RunCheckpointCallback", "RunProgressBar", "StabilityCallback", "ThroughputCallback", "TokenLedgerCallback"]
 
