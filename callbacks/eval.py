@@ -148,11 +148,17 @@ class EvalCallback(Callback):
             first == now.step for _, first in phases_begun(trainer)[1:])
         return (*self.when.reasons(now.one_step_back, now), *(("phase",) if begun else ()))
 
+    def coming(self, trainer: Trainer) -> tuple[str, int] | None:
+        """The next evaluation that can be told, and the step after which it falls, for a progress bar."""
+        last = trainer.max_steps if "end" in self.when.turns and trainer.max_steps > 0 else None
+        steps = [step for step in (self.when.next_step(position_of(trainer, trainer.lightning_module)), last) if step]
+        return ("evaluation", min(steps)) if steps else None
+
     def evaluate(self, trainer: Trainer, pl_module: LightningModule, reasons: tuple[str, ...]) -> None:
         """Ask, and tell what was found; whatever goes wrong, training goes on."""
         self.evaluated = trainer.global_step
         try:
-            with paused(trainer):
+            with paused(trainer, "evaluating"):
                 found = self.ask(trainer, pl_module, reasons)
             if sharing(trainer.strategy) is not None:  # each tensor rank judged programs, whose time may have run out
                 found = trainer.strategy.broadcast(found)

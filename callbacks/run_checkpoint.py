@@ -178,7 +178,7 @@ class RunCheckpointCallback(Checkpoint):
             self.enlist(step, reason)
             began = time.monotonic()
             path = step_path(folder_of(trainer), step)
-            with paused(trainer):
+            with paused(trainer, "saving"):
                 save(trainer, path)
             if trainer.is_global_zero:
                 for logger in trainer.loggers:

@@ -95,6 +95,8 @@ def run(arguments: list[str], debug: bool) -> int:
     except BrokenPipeError:  # for `main`
         raise
     except SystemExit as stop:  # argparse's way to end --help (0) and a usage error (2); Lightning's on Ctrl-C
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            print(f"\nlit-cpt {arguments[0]}: stopped.", file=sys.stderr)
         say_how_to_resume(stop)
         return stop.code if isinstance(stop.code, int) else 1
     except KeyboardInterrupt:

@@ -27,9 +27,13 @@ class Position:
     @property
     def one_step_back(self) -> Position:
         """Where it stood a step ago, every step being as long as the others."""
-        share = (self.step - 1) / self.step if self.step else 0.0
-        return Position(max(0, self.step - 1), None if self.tokens is None else round(self.tokens * share),
-                        None if self.fraction is None else self.fraction * share)
+        return self.at(max(0, self.step - 1))
+
+    def at(self, step: int) -> Position:
+        """Where it stands after ``step`` steps, every step being as long as those before."""
+        pace = step / self.step if self.step else 0.0
+        return Position(step, None if self.tokens is None else round(self.tokens * pace),
+                        None if self.fraction is None else self.fraction * pace)
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,22 @@ class Occasions:
                for reached in map(rounded_down, self.fractions)):
             found.append("fraction")
         return tuple(found)
+
+    def next_step(self, now: Position) -> int | None:
+        """The first step after ``now`` with `reasons`, if steps go on as they did; None if none can be told.
+
+        >>> Occasions(every_steps=100, every_tokens="1M").next_step(Position(30, 600_000))
+        50
+        """
+        near: set[int] = set()
+        for every, seen in ((self.every_steps, now.step), (self.every_tokens, now.tokens)):
+            if every is not None and seen:
+                near.add(math.ceil((seen // int(every) + 1) * int(every) * now.step / seen))
+        if now.fraction:
+            near |= {math.ceil(share * now.step / now.fraction) for share in self.fractions}
+        found = {step for one in near for step in (one - 1, one, one + 1)
+                 if step > now.step and self.reasons(now.at(step - 1), now.at(step))}
+        return min(found, default=None)
 
     def takes_all(self, reasons: tuple[str, ...]) -> bool:
         """Whether all documents are asked for one of these reasons."""

@@ -1,4 +1,4 @@
-"""Which phases of a run have begun, as its callbacks know it."""
+"""Which phases of a run have begun and what is to come, as its callbacks know it."""
 
 from __future__ import annotations
 
@@ -32,3 +32,13 @@ def next_phase(trainer: Any) -> tuple[str, int] | None:
         return None
     starts, place = recipe.foretold(batch.tokens_per_step), len(phases_begun(trainer))
     return (recipe.phases[place].name, starts[place]) if place < len(starts) else None
+
+
+def next_event(trainer: Any) -> tuple[str, int] | None:
+    """What comes first, and the step after which: the next phase, or what a callback foretells by ``coming(trainer)``.
+
+    None where nothing is foretold.
+    """
+    told = [next_phase(trainer), *(one.coming(trainer) for one in trainer.callbacks if hasattr(one, "coming"))]
+    ahead = [event for event in told if event is not None and event[1] > trainer.global_step]
+    return min(ahead, key=lambda event: event[1], default=None)

@@ -131,7 +131,7 @@ def summary_line(evaluation: Evaluation, baseline: Evaluation | None) -> str:
 def tags(evaluation: Evaluation, baseline: Evaluation | None) -> dict[str, float]:
     """Scalars for a logger, such as ``eval/mmlu/acc``, ``eval/mmlu/change`` and ``eval/mgsm_es/...``; finite ones only.
 
-    Of a family with very many tasks only its groups are among them.
+    The baseline's own changes are 0. Of a family with very many tasks only its groups are among them.
     """
     found: dict[str, float] = {}
     for score in evaluation.scores:
@@ -140,7 +140,7 @@ def tags(evaluation: Evaluation, baseline: Evaluation | None) -> dict[str, float
             if task == score.family or few or task in GROUPS:
                 found |= {f"eval/{task}/{name}": value for name, value in metrics.items()
                           if not name.endswith("stderr")}
-        if (change := change_since(baseline, score)) is not None and baseline is not evaluation:
+        if (change := change_since(baseline or evaluation, score)) is not None:
             found[f"eval/{score.family}/change"] = change
         found |= {f"eval/{score.family}/ok": 1.0, f"eval/{score.family}/seconds": score.seconds}
     for one in evaluation.failures:

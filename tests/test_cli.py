@@ -250,3 +250,15 @@ def test_a_mistake_of_input_ends_without_it(capsys):
     error.resume_with = "lit-cpt fit"
     assert explain(error, "fit") == 2
     assert capsys.readouterr().err == "lit-cpt fit: --ckpt_path x: no such file\n"
+
+
+def test_an_interrupt_that_lightning_made_an_exit_of_says_that_the_run_stopped(monkeypatch, capsys):
+    def interrupted(arguments):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise SystemExit(1)  # noqa: B904  # as Lightning does
+
+    monkeypatch.setattr("lit_cpt.plan_command.plan_command", interrupted)
+    assert main(["plan"]) == 1
+    assert capsys.readouterr().err == "\nlit-cpt plan: stopped.\n"

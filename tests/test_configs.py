@@ -116,7 +116,7 @@ def test_base_recipe_and_hardware_make_a_run_that_fit_accepts(recipe, hardware, 
     merged = yaml.safe_load(capsys.readouterr().out)
     assert [callback["class_path"].rpartition(".")[2] for callback in merged["trainer"]["callbacks"]] == [
         "PhaseSwitchCallback", "GracefulStopCallback", "RunCheckpointCallback", "TokenLedgerCallback",
-        "StabilityCallback", "ForgettingCallback", "ThroughputCallback", "RunProgressBar"]
+        "StabilityCallback", "ForgettingCallback", "ThroughputCallback", "DashboardCallback", "RunProgressBar"]
     own = read_config(find_config(hardware))["trainer"]
     assert all(holds(merged["trainer"][key], value) for key, value in own.items())
     assert merged["trainer"]["max_epochs"] == 1

@@ -105,6 +105,20 @@ def test_it_evaluates_at_the_start_every_so_many_steps_and_at_the_end(world, sui
     assert {step: one["families"]["hellaswag"]["items"] for step, one in found.items()} == {0: 4, 2: 2, 4: 2, 5: 4}
 
 
+def test_what_comes_next_is_foretold_for_a_progress_bar(world, suite, tmp_path):
+    class Listens(pl.Callback):
+        told: dict[int, object] = {}  # noqa: RUF012
+
+        def on_train_batch_end(self, trainer, *_):
+            self.told[trainer.global_step] = one.coming(trainer)
+
+    one = callback(world, suite, Occasions(every_steps=3, turns=("end",)))
+    train(tmp_path, 5, one, Listens())
+    assert [Listens.told[step] for step in (1, 3, 4)] == [("evaluation", 3), ("evaluation", 5), ("evaluation", 5)]
+    train(tmp_path, 2, one := callback(world, suite), Listens())
+    assert Listens.told[1] is None
+
+
 def test_the_sample_is_the_same_at_every_step(world, suite, tmp_path):
     train(tmp_path, 2, callback(world, suite, Occasions(every_steps=1, turns=())))
     first, second = files(tmp_path).values()

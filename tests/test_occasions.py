@@ -50,6 +50,22 @@ def test_a_step_back_is_where_the_run_stood(step, tokens_per_step):
     assert back.fraction == pytest.approx(0.5 * (step - 1) / step)
 
 
+@given(st.integers(1, 60), st.integers(1, 10**6), st.data())
+def test_the_next_step_is_the_first_at_which_there_will_be_a_reason(steps, tokens_per_step, data):
+    when = Occasions(every_steps=data.draw(st.none() | st.integers(1, 90)),
+                     every_tokens=data.draw(st.none() | st.integers(1, 60 * tokens_per_step)),
+                     fractions=tuple(data.draw(st.lists(st.floats(0.001, 1.0), max_size=3))))
+    now = data.draw(st.integers(1, steps))
+    ahead = [step for step in walk(when, steps, tokens_per_step) if step > now]
+    found = when.next_step(Position(now, now * tokens_per_step, now / steps))
+    assert found == ahead[0] if ahead else found is None or found > steps
+
+
+def test_before_the_first_step_only_steps_are_foretold():
+    assert Occasions(every_steps=3, every_tokens=5, fractions=(0.1,)).next_step(Position(0, 0, 0.0)) is None
+    assert Occasions(every_tokens=5).next_step(Position(4)) is None
+
+
 def test_before_the_first_step_there_is_nothing():
     assert Position(0, 0, 0.0).one_step_back == Position(0, 0, 0.0)
 

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 from lit_cpt.blends import Blend
 from lit_cpt.callbacks import PhaseSwitchCallback
-from lit_cpt.phases import next_phase, phase_of, phases_begun
+from lit_cpt.phases import next_event, next_phase, phase_of, phases_begun
 from lit_cpt.recipe import Batch, Phase, Recipe, Trigger
 from lit_cpt.schedules import Cosine
 
@@ -42,3 +42,16 @@ def test_the_phase_to_come_is_told_until_none_waits_or_a_metric_decides():
     switch.switches.append({"phase": "qa", "step": 7, "eta": 1e-4})
     assert next_phase(trainer) is None
     assert next_phase(trainer_of()) is None
+
+
+def test_of_what_is_foretold_the_first_that_is_ahead_comes_next():
+    blend = Blend({"web": 1.0})
+    recipe = Recipe(1000, Cosine(1e-3), (Phase("general", blend), Phase("qa", blend, Trigger(step=7))))
+    evaluation = SimpleNamespace(coming=lambda trainer: ("evaluation", trainer.evaluates))
+    trainer = trainer_of(recipe, evaluation)
+    trainer.global_step, trainer.evaluates = 3, 5
+    assert next_event(trainer) == ("evaluation", 5)
+    trainer.evaluates = 7
+    assert next_event(trainer) == ("qa", 7)
+    trainer.global_step = 7
+    assert next_event(trainer) is None

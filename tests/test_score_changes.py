@@ -59,6 +59,7 @@ def test_tags_hold_what_tensorboard_can_show():
                      "eval/mgsm/ok": 1.0, "eval/mgsm/seconds": 2.0, "eval/humaneval/ok": 0.0,
                      "eval/humaneval/seconds": 4.0}
     assert tags(evaluation(), None)["eval/average"] == 0.75
+    assert tags(evaluation(), None)["eval/mmlu/change"] == 0.0
 
 
 def test_a_comparison_has_a_row_for_each_family_and_their_average():
