@@ -17,15 +17,17 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lit_cpt.events import append_event
 from lit_cpt.intervals import average_difference, average_interval, cluster_interval, paired_difference
+from lit_cpt.json_lines import append_line
 from lit_cpt.report import compare, load_run, plot_losses, plot_plan, write_report
 from lit_cpt.report.comparison import chosen_subject, verdict
+from lit_cpt.report.course import course_table
 from lit_cpt.report.palette import PALETTE, run_colours
 from lit_cpt.report.plan_chart import plan_figure
 from lit_cpt.report.run_charts import POINTS, draw_line
 from lit_cpt.report.runs import Run
-from lit_cpt.report.tables import bits_table, course_table, failure_table, plan_table, score_table, switch_table
+from lit_cpt.report.tables import bits_table, failure_table, plan_table, score_table, switch_table
 
-STEPS, SWITCH, TOKENS = 1400, 996, 512
+STEPS, SWITCH, TOKENS, LENGTH = 1400, 996, 512, 64
 ETA_MAX, ETA_MIN = 6e-4, 6e-6
 GENERAL = {"web": 0.22, "books": 0.34, "code": 0.12, "multi": 0.32}
 QA = {"web": 0.08, "books": 0.32, "code": 0.10, "multi": 0.22, "qa": 0.28}
@@ -45,7 +47,8 @@ def phase(name: str, when: str | None, start: int, stop: int, weights: dict[str,
     at = [{"step": step, "tokens": step * TOKENS, "fraction": step / STEPS, "eta": eta_at(step)}
           for step in (start, stop)]
     tokens = (stop - start) * TOKENS
-    drawn = [{"name": source, "weight": weight, "tokens": round(weight * tokens), "samples": 0,
+    samples = {source: round(weight * tokens / LENGTH) for source, weight in weights.items()}
+    drawn = [{"name": source, "weight": weight, "tokens": LENGTH * samples[source], "samples": samples[source],
               "epochs": round(weight * tokens / 38_000, 2)} for source, weight in weights.items()]
     return {"name": name, "when": when, "start": at[0], "stop": at[1], "tokens": tokens, "sources": drawn}
 
@@ -79,15 +82,37 @@ def write_scalars(folder: Path, name: str, first: int = 0, last: int = STEPS, sh
             writer.add_scalar("train/loss", 1.3 - 0.5 * share**0.5 + 0.04 * noise.standard_normal() + shift, step)
             writer.add_scalar("train/eta", eta_at(step), step)
             writer.add_scalar("train/tokens_seen", step * TOKENS, step)
+            writer.add_scalar("speed/tokens_per_second", 900 + 30 * noise.standard_normal(), step)
+            writer.add_scalar("speed/data_wait", 0.02, step)
+            writer.add_scalar("speed/paused", 0.1, step)
+            writer.add_scalar("speed/mfu", 0.41, step)
             for source, start, end in zip(SOURCES, LOSSES["base"], LOSSES.get(name, LOSSES["base"]), strict=True):
                 if step % 100 == 0:
                     sought = max(0.0, share - SWITCH / STEPS) * STEPS / (STEPS - SWITCH) if source == "qa" else share
                     writer.add_scalar(f"val/{source}/loss", start + (end - start) * sought**0.4 + shift, step)
 
 
+def write_ledger(folder: Path, name: str, last: int = STEPS) -> None:
+    """A ledger that follows the plan to the sample, up to a step."""
+    for step in (*range(50, last, 50), last):
+        phases = {}
+        for planned in plan_of(name)["phases"]:
+            start, stop = planned["start"]["step"], planned["stop"]["step"]
+            if step > start:
+                part = min(1.0, (step - start) / (stop - start))
+                phases[planned["name"]] = {source["name"]: LENGTH * round(part * source["samples"])
+                                           for source in planned["sources"]}
+        tokens = {source: sum(each.get(source, 0) for each in phases.values()) for source in SOURCES}
+        append_line(folder / "ledger.jsonl", {
+            "step": step, "phase": list(phases)[-1], "eta": eta_at(step), "loss": 1.0, "phases": phases,
+            "tokens": tokens, "epochs": {source: count / 38_000 for source, count in tokens.items()},
+            "share": tokens})
+
+
 def write_run(folder: Path, name: str = "recipe") -> Path:
     """A run folder as `lit-cpt fit` leaves it."""
     write_scalars(folder, name)
+    write_ledger(folder, name)
     append_event(folder, "start", step=0, tokens_seen=0, world_size=1)
     if name == "recipe":
         append_event(folder, "phase", step=SWITCH, tokens_seen=SWITCH * TOKENS, phase="qa", eta=eta_at(SWITCH),
@@ -192,7 +217,7 @@ def test_any_single_part_makes_a_page(tmp_path, folders, part):
             (folder / part / "step00000700.json").write_bytes((file / "step00000700.json").read_bytes())
         elif part in file.name:
             (folder / file.name).write_bytes(file.read_bytes())
-    assert len(load_run(folder).missing) == 3
+    assert len(load_run(folder).missing) == 4
     Outline(write_report({"run": folder}, tmp_path / "report.html", "One part").read_text())
 
 
@@ -419,7 +444,7 @@ def test_the_page_stays_under_its_bound_for_a_long_run(tmp_path):
     (tmp_path / "long" / "recipe.yaml").write_text("x" * 5_000_000)
     page = write_report({"long": tmp_path / "long"}, tmp_path / "report.html", "Long")
     assert page.stat().st_size < 3_000_000
-    assert "460 more in events.jsonl" in page.read_text()
+    assert "checkpoint <small>×500</small></td><td>0 to 499</td>" in page.read_text()
 
 
 def test_charts_take_their_colours_from_the_page(written):
@@ -515,17 +540,18 @@ AGENDA = {"validations": {"count": 14, "first": [100], "last": STEPS}, "evaluati
 
 def test_what_a_run_planned_stands_beside_what_it_did(folders):
     run = load_run(folders["recipe"])
+    run = replace(run, events=[{**event, "time": 1800.0 * place} for place, event in enumerate(run.events)])
     rows = Outline(course_table({"recipe": replace(run, plan={**run.plan, "agenda": AGENDA})})).rows
-    assert rows[1:] == [["recipe", "steps", "1,400", "1,400"], ["recipe", "tokens", "716.8k", "716.8k"],
-                        ["recipe", "validations", "14", "15"], ["recipe", "evaluations", "3", "2"]]
-    assert len(Outline(course_table({"recipe": run})).rows) == 3  # a plan without an agenda
-    assert course_table({"recipe": replace(run, plan={})}) == ""
+    assert rows[1:] == [["recipe", "1,400 of 1,400", "716.8k of 716.8k", "15 of 14", "2 of 3", "1h 00m", "finished"]]
+    assert Outline(course_table({"recipe": run})).rows[1][3] == "15"  # a plan without an agenda
+    assert Outline(course_table({"recipe": replace(run, plan={})})).rows[1][1:3] == ["1,400", "716.8k"]
 
 
 def test_a_run_that_goes_on_is_told_as_far_as_it_is(folders):
     run = load_run(folders["recipe"])
-    begun = replace(run, scalars={}, evals=[], events=[{"event": "stop", "step": 700}])
-    assert [row[3] for row in Outline(course_table({"recipe": begun})).rows[1:]] == ["700", "358.4k"]
+    begun = replace(run, scalars={}, evals=[], events=[{"event": "stop", "step": 700, "reason": "signal"}])
+    assert Outline(course_table({"recipe": begun})).rows[1] == [
+        "recipe", "700 of 1,400", "358.4k of 716.8k", "–", "–", "–", "stopped by signal at step 700"]
 
 
 def test_the_page_repeats_what_the_plan_warned_of(folders, tmp_path):
