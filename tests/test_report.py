@@ -141,7 +141,7 @@ def written(folders, tmp_path_factory) -> Path:
 class Outline(HTMLParser):
     """Tags, attributes and table rows of a page; refuses a tag that is closed out of turn."""
 
-    EMPTY = frozenset({"meta", "br"})
+    EMPTY = frozenset({"meta", "br", "wbr"})
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -29,6 +29,7 @@ STYLE: dict[Any, Any] = {
 }
 COUNTS = FuncFormatter(lambda value, _: format_count(value) if value >= 0 else "")
 PERCENT = FuncFormatter(lambda value, _: f"{round(value, 9) + 0.0:.4g} %".replace("-", "\u2212"))
+ROOMY = 5.0  # inches; a narrower chart has no room for whole sentences
 RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 

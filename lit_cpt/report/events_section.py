@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_cpt.report.markup import Cell, table
+from lit_cpt.report.markup import Cell, folding, table
 from lit_cpt.report.runs import Run
 from lit_cpt.units import format_seconds
 
-ROWS = 40  # of a run that are shown; the rest stand in its events.jsonl
+ROWS = 24  # of a run that are shown; the rest stand in its events.jsonl
+OPEN = 3  # so many diaries stand open
 MILESTONES = ("start", "resume", "phase", "rollback", "stop", "finish")  # between two of them kinds are folded
 ASIDE = ("event", "step", "tokens_seen", "time")
 
@@ -32,27 +33,29 @@ def folded(events: Sequence[Event]) -> list[list[Event]]:
     return groups
 
 
-def event_table(runs: Mapping[str, Run]) -> str:
-    """The runs' diaries, time counted from each one's first line."""
-    lines: list[list[str | Cell]] = []
-    for name, run in runs.items():
-        groups = folded(run.events)
-        head, tail = (groups, []) if len(groups) <= ROWS else (groups[:ROWS // 2], groups[-ROWS // 2:])
-        lines += [row(name, group, run) for group in head]
-        if tail:
-            left = sum(len(group) for group in groups[ROWS // 2:-ROWS // 2])
-            lines.append([name, "", f"{left:,} more in events.jsonl", "", "", ""])
-        lines += [row(name, group, run) for group in tail]
-    head = ["run", "after", "event", "step", "tokens", "details"]
-    return table("Times count from the first line of each run; events of one kind stand together", head, lines,
-                 "words") if lines else ""
+def diaries(runs: Mapping[str, Run]) -> str:
+    """Each run's diary, open where there are few."""
+    told = {name: run.events for name, run in runs.items() if run.events}
+    return "".join(folding(f"{name}: {len(events):,} event{'s' * (len(events) > 1)}", event_table(events),
+                           is_open=len(told) <= OPEN) for name, events in told.items())
 
 
-def row(name: str, group: list[Event], run: Run) -> list[str | Cell]:
+def event_table(events: Sequence[Event]) -> str:
+    """A diary, time counted from its first line."""
+    groups = folded(events)
+    lines = [row(group, events[0]) for group in groups]
+    if len(groups) > ROWS:
+        left = sum(len(group) for group in groups[ROWS // 2:-ROWS // 2])
+        lines[ROWS // 2:-ROWS // 2] = [["", f"{left:,} more in events.jsonl", "", "", ""]]
+    return table("Times count from the first line; events of one kind stand together",
+                 ["after", "event", "step", "tokens", "details"], lines, "words")
+
+
+def row(group: list[Event], first: Event) -> list[str | Cell]:
     """One line of the table: an event, or several of a kind."""
-    since = max(0.0, seconds(group[0]) - seconds(run.events[0]))
+    since = max(0.0, seconds(group[0]) - seconds(first))
     several = f"×{len(group):,}" if len(group) > 1 else ""
-    return [name, format_seconds(since), Cell(str(group[0].get("event", "–")), several), span(group, "step"),
+    return [format_seconds(since), Cell(str(group[0].get("event", "–")), several), span(group, "step"),
             span(group, "tokens_seen"), details(group)]
 
 
@@ -79,7 +82,9 @@ def details(group: Sequence[Event]) -> str:
     keys = dict.fromkeys(key for event in group for key in event if key not in ASIDE)
     told = []
     for key in keys:
-        said = [spoken(event[key]) for event in group if key in event]
+        said = [spoken(event[key]) for event in group if event.get(key) not in (None, [], {})]
+        if not said:
+            continue
         told.append(f"{key} {said[0]}" if len(set(said)) == 1 else f"{key} {said[0]} … {said[-1]}")
     return "; ".join(told)
 

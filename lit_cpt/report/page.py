@@ -14,12 +14,12 @@ from lit_cpt.report import tables
 from lit_cpt.report.canvas import save
 from lit_cpt.report.comparison import Row, chosen_control, chosen_subject, compare, verdict
 from lit_cpt.report.course import course_table
-from lit_cpt.report.events_section import event_table
+from lit_cpt.report.events_section import diaries
 from lit_cpt.report.figures import WIDE, figure, legend, panels
 from lit_cpt.report.guards_section import guards_section
 from lit_cpt.report.ledger_chart import ledger_figure
 from lit_cpt.report.ledger_section import kept, ledger_colours, ledger_section
-from lit_cpt.report.markup import escaped, paragraph, section
+from lit_cpt.report.markup import escaped, folding, paragraph, section
 from lit_cpt.report.palette import run_colours
 from lit_cpt.report.plan_chart import plan_figure
 from lit_cpt.report.plots import plot_losses, plot_plan
@@ -126,7 +126,7 @@ def page(story: Story, title: str, notes: Sequence[str]) -> str:
         score_section(runs, rows, colours, control), loss_section(runs, colours),
         tradeoff_section(story.found, story.weights, colours), ledger_section(runs, story.subject),
         guards_section(runs), speed_section(runs, colours),
-        section("Events", event_table(runs)),
+        section("Events", diaries(runs)),
         section("Recipe", recipes(runs)),
     ])
     return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escaped(title)}</title>\n'
@@ -210,5 +210,5 @@ def recipes(runs: Mapping[str, Run]) -> str:
     for name, run in runs.items():
         if run.recipe.strip():
             texts.setdefault(run.recipe, []).append(name)
-    return "".join(f"<details><summary>{escaped(', '.join(names))}</summary>\n<pre>{escaped(text[:RECIPE_LETTERS])}"
-                   f"{'…' if len(text) > RECIPE_LETTERS else ''}</pre></details>\n" for text, names in texts.items())
+    return "".join(folding(", ".join(names), f"<pre>{escaped(text[:RECIPE_LETTERS])}"
+                           f"{'…' if len(text) > RECIPE_LETTERS else ''}</pre>") for text, names in texts.items())

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import Formatter
 
-from lit_cpt.report.canvas import COUNTS, PERCENT, printable, ticks
+from lit_cpt.report.canvas import COUNTS, PERCENT, ROOMY, printable, ticks
 from lit_cpt.report.comparison import Row
 from lit_cpt.report.palette import LIGHT
 from lit_cpt.report.runs import BASE, Points, Run, sources_of
@@ -139,7 +139,7 @@ def scores_figure(rows: Sequence[Row], colours: Mapping[str, str], width: float,
         colour = LIGHT[colours[row.run]]
         axes.plot([100 * row.score.low, 100 * row.score.high], [height, height], color=colour, linewidth=1.6)
         axes.plot(100 * row.score.value, height, "o", color=colour, markersize=5.5)
-    axes.set_yticks(range(len(families)), [printable(family, 26 if width > 5 else 14) for family in families])
+    axes.set_yticks(range(len(families)), [printable(family, 26 if width > ROOMY else 14) for family in families])
     axes.set_ylim(len(families) - 0.5, -0.5)
     axes.tick_params(axis="y", labelcolor=LIGHT["ink"])
     axes.xaxis.set_major_formatter(PERCENT)

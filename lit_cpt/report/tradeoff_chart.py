@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from lit_cpt.report.canvas import ticks
+from lit_cpt.report.canvas import ROOMY, ticks
 from lit_cpt.report.palette import LIGHT
 from lit_cpt.report.run_charts import keys
 from lit_cpt.report.tradeoff import Balance
@@ -41,11 +41,13 @@ def tradeoff_figure(found: Mapping[str, Balance], colours: Mapping[str, str], wi
     for line in (axes.axhline, axes.axvline):
         line(0, color=LIGHT["muted"], linewidth=0.9)
     axes.margins(0.1)
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, -0.5), max(high, 0.5))  # else nothing would fill the chart
     right = axes.get_xlim()[1]
     axes.axvspan(0, right, color=LIGHT["shade"], zorder=0)
     axes.set_xlim(right=right)
     axes.set_xlabel("change of the loss on the old blend, nats" + (
-        "; shaded: forgotten" if width > 5 else "\nshaded: forgotten"))
+        "; shaded: forgotten" if width > ROOMY else "\nshaded: forgotten"))
     axes.set_ylabel("change of the average score, points")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(ticks(5))
