@@ -56,7 +56,8 @@ tbody th{max-width:8.5rem}table small{display:block;margin:0}}
 @media print{body{font-size:10pt}main{max-width:none;padding:0}h2,.legend,caption{break-after:avoid}
 tbody th{position:static;background:none}figure,tr{break-inside:avoid}.scroll,pre{overflow:visible;max-height:none;
 background:none}table{width:100%;min-width:0;font-size:8pt}th,td,.words td:last-child{padding:.2rem .3rem;min-width:0;
-white-space:normal}.facts,.small,.legend,caption,summary{font-size:9pt}table small{display:block;margin:0}thead{display:table-header-group}
+white-space:normal}.facts,.small,.legend,caption,summary{font-size:9pt}
+table small{display:block;margin:0}thead{display:table-header-group}
 pre{white-space:pre-wrap}.panels{grid-template-columns:repeat(3,1fr)}}
 """
 
