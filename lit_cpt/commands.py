@@ -114,6 +114,7 @@ def export_command(arguments: list[str]) -> None:
 def report_command(arguments: list[str]) -> None:
     """`lit-cpt report`."""
     from lit_cpt.report import write_report
+    from lit_cpt.report.runs import named
 
     parser = command_parser("report", "One self-contained page for a run, or a comparison of several.")
     parser.add_argument("runs", nargs="+", type=str, metavar="RUN_DIR", help="Folders that fit wrote.")
@@ -121,9 +122,7 @@ def report_command(arguments: list[str]) -> None:
     parser.add_argument("--control", type=str, help="Name of the run that the others are compared with.")
     parser.add_argument("--title", type=str, default="Continued pretraining", help="Headline of the page.")
     given = parse(parser, arguments[1:])
-    short = [Path(run).resolve().name for run in given["runs"]]
-    runs = {name if short.count(name) == 1 else run: Path(run) for name, run in zip(short, given["runs"], strict=True)}
-    print(write_report(runs, Path(given["output"]), given["title"], given["control"]))
+    print(write_report(named(given["runs"]), Path(given["output"]), given["title"], given["control"]))
 
 
 def quickstart_command(arguments: list[str]) -> None:

@@ -17,15 +17,24 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lit_cpt.events import append_event
 from lit_cpt.intervals import average_difference, average_interval, cluster_interval, paired_difference
+from lit_cpt.json_lines import append_line
 from lit_cpt.report import compare, load_run, plot_losses, plot_plan, write_report
 from lit_cpt.report.comparison import chosen_subject, verdict
+from lit_cpt.report.course import course_table, ending, wall_seconds
+from lit_cpt.report.events_section import ROWS, event_table
+from lit_cpt.report.guards_section import guard_table, guards_section, incident_table
+from lit_cpt.report.ledger_chart import intervals, passed_places
+from lit_cpt.report.ledger_section import brief_table, passed_table, phase_table
 from lit_cpt.report.palette import PALETTE, run_colours
 from lit_cpt.report.plan_chart import plan_figure
 from lit_cpt.report.run_charts import POINTS, draw_line
-from lit_cpt.report.runs import Run
-from lit_cpt.report.tables import bits_table, course_table, failure_table, plan_table, score_table, switch_table
+from lit_cpt.report.runs import Run, named
+from lit_cpt.report.speed_section import speed_section, speed_table
+from lit_cpt.report.tables import bits_table, failure_table, plan_table, score_table, switch_table
+from lit_cpt.report.tradeoff import balances, gain, old_blend
+from lit_cpt.report.tradeoff_section import tradeoff_section
 
-STEPS, SWITCH, TOKENS = 1400, 996, 512
+STEPS, SWITCH, TOKENS, LENGTH = 1400, 996, 512, 64
 ETA_MAX, ETA_MIN = 6e-4, 6e-6
 GENERAL = {"web": 0.22, "books": 0.34, "code": 0.12, "multi": 0.32}
 QA = {"web": 0.08, "books": 0.32, "code": 0.10, "multi": 0.22, "qa": 0.28}
@@ -45,7 +54,8 @@ def phase(name: str, when: str | None, start: int, stop: int, weights: dict[str,
     at = [{"step": step, "tokens": step * TOKENS, "fraction": step / STEPS, "eta": eta_at(step)}
           for step in (start, stop)]
     tokens = (stop - start) * TOKENS
-    drawn = [{"name": source, "weight": weight, "tokens": round(weight * tokens), "samples": 0,
+    samples = {source: round(weight * tokens / LENGTH) for source, weight in weights.items()}
+    drawn = [{"name": source, "weight": weight, "tokens": LENGTH * samples[source], "samples": samples[source],
               "epochs": round(weight * tokens / 38_000, 2)} for source, weight in weights.items()]
     return {"name": name, "when": when, "start": at[0], "stop": at[1], "tokens": tokens, "sources": drawn}
 
@@ -79,15 +89,37 @@ def write_scalars(folder: Path, name: str, first: int = 0, last: int = STEPS, sh
             writer.add_scalar("train/loss", 1.3 - 0.5 * share**0.5 + 0.04 * noise.standard_normal() + shift, step)
             writer.add_scalar("train/eta", eta_at(step), step)
             writer.add_scalar("train/tokens_seen", step * TOKENS, step)
+            writer.add_scalar("speed/tokens_per_second", 900 + 30 * noise.standard_normal(), step)
+            writer.add_scalar("speed/data_wait", 0.02, step)
+            writer.add_scalar("speed/paused", 0.1, step)
+            writer.add_scalar("speed/mfu", 0.41, step)
             for source, start, end in zip(SOURCES, LOSSES["base"], LOSSES.get(name, LOSSES["base"]), strict=True):
                 if step % 100 == 0:
                     sought = max(0.0, share - SWITCH / STEPS) * STEPS / (STEPS - SWITCH) if source == "qa" else share
                     writer.add_scalar(f"val/{source}/loss", start + (end - start) * sought**0.4 + shift, step)
 
 
+def write_ledger(folder: Path, name: str, last: int = STEPS) -> None:
+    """A ledger that follows the plan to the sample, up to a step."""
+    for step in (*range(50, last, 50), last):
+        phases = {}
+        for planned in plan_of(name)["phases"]:
+            start, stop = planned["start"]["step"], planned["stop"]["step"]
+            if step > start:
+                part = min(1.0, (step - start) / (stop - start))
+                phases[planned["name"]] = {source["name"]: LENGTH * round(part * source["samples"])
+                                           for source in planned["sources"]}
+        tokens = {source: sum(each.get(source, 0) for each in phases.values()) for source in SOURCES}
+        append_line(folder / "ledger.jsonl", {
+            "step": step, "phase": list(phases)[-1], "eta": eta_at(step), "loss": 1.0, "phases": phases,
+            "tokens": tokens, "epochs": {source: count / 38_000 for source, count in tokens.items()},
+            "share": tokens})
+
+
 def write_run(folder: Path, name: str = "recipe") -> Path:
     """A run folder as `lit-cpt fit` leaves it."""
     write_scalars(folder, name)
+    write_ledger(folder, name)
     append_event(folder, "start", step=0, tokens_seen=0, world_size=1)
     if name == "recipe":
         append_event(folder, "phase", step=SWITCH, tokens_seen=SWITCH * TOKENS, phase="qa", eta=eta_at(SWITCH),
@@ -116,7 +148,7 @@ def written(folders, tmp_path_factory) -> Path:
 class Outline(HTMLParser):
     """Tags, attributes and table rows of a page; refuses a tag that is closed out of turn."""
 
-    EMPTY = frozenset({"meta", "br"})
+    EMPTY = frozenset({"meta", "br", "wbr"})
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -192,7 +224,7 @@ def test_any_single_part_makes_a_page(tmp_path, folders, part):
             (folder / part / "step00000700.json").write_bytes((file / "step00000700.json").read_bytes())
         elif part in file.name:
             (folder / file.name).write_bytes(file.read_bytes())
-    assert len(load_run(folder).missing) == 3
+    assert len(load_run(folder).missing) == 4
     Outline(write_report({"run": folder}, tmp_path / "report.html", "One part").read_text())
 
 
@@ -419,7 +451,7 @@ def test_the_page_stays_under_its_bound_for_a_long_run(tmp_path):
     (tmp_path / "long" / "recipe.yaml").write_text("x" * 5_000_000)
     page = write_report({"long": tmp_path / "long"}, tmp_path / "report.html", "Long")
     assert page.stat().st_size < 3_000_000
-    assert "460 more in events.jsonl" in page.read_text()
+    assert "checkpoint <small>×500</small></td><td>0 to 499</td>" in page.read_text()
 
 
 def test_charts_take_their_colours_from_the_page(written):
@@ -515,17 +547,18 @@ AGENDA = {"validations": {"count": 14, "first": [100], "last": STEPS}, "evaluati
 
 def test_what_a_run_planned_stands_beside_what_it_did(folders):
     run = load_run(folders["recipe"])
+    run = replace(run, events=[{**event, "time": 1800.0 * place} for place, event in enumerate(run.events)])
     rows = Outline(course_table({"recipe": replace(run, plan={**run.plan, "agenda": AGENDA})})).rows
-    assert rows[1:] == [["recipe", "steps", "1,400", "1,400"], ["recipe", "tokens", "716.8k", "716.8k"],
-                        ["recipe", "validations", "14", "15"], ["recipe", "evaluations", "3", "2"]]
-    assert len(Outline(course_table({"recipe": run})).rows) == 3  # a plan without an agenda
-    assert course_table({"recipe": replace(run, plan={})}) == ""
+    assert rows[1:] == [["recipe", "1,400 of 1,400", "716.8k of 716.8k", "15 of 14", "2 of 3", "1h 00m", "finished"]]
+    assert Outline(course_table({"recipe": run})).rows[1][3] == "15"  # a plan without an agenda
+    assert Outline(course_table({"recipe": replace(run, plan={})})).rows[1][1:3] == ["1,400", "716.8k"]
 
 
 def test_a_run_that_goes_on_is_told_as_far_as_it_is(folders):
     run = load_run(folders["recipe"])
-    begun = replace(run, scalars={}, evals=[], events=[{"event": "stop", "step": 700}])
-    assert [row[3] for row in Outline(course_table({"recipe": begun})).rows[1:]] == ["700", "358.4k"]
+    begun = replace(run, scalars={}, evals=[], events=[{"event": "stop", "step": 700, "reason": "signal"}])
+    assert Outline(course_table({"recipe": begun})).rows[1] == [
+        "recipe", "700 of 1,400", "358.4k of 716.8k", "–", "–", "–", "stopped by signal at step 700"]
 
 
 def test_the_page_repeats_what_the_plan_warned_of(folders, tmp_path):
@@ -536,3 +569,186 @@ def test_the_page_repeats_what_the_plan_warned_of(folders, tmp_path):
     page = write_report({"warned": folder}, tmp_path / "page.html", "Warned").read_text()
     assert "<li>web is seen 9.0 times &lt;!&gt;</li>" in page
     assert "<li>Not as in the paper: ends at eta_max/10; the paper: eta_max/100</li>" in page
+
+
+# Forgetting against gain -----------------------------------------------------------------------------
+
+
+def test_forgetting_is_weighed_by_the_blend_that_the_base_was_trained_on(runs):
+    weights = old_blend(runs, "baseline")
+    assert weights == pytest.approx(BASELINE)
+    found = balances(runs, weights)
+    assert list(found) == ["baseline", "recipe"]
+    start, end = runs["base"].validation, runs["recipe"].validation
+    expected = sum(weight * (end[source][-1][1] - start[source][-1][1]) for source, weight in weights.items())
+    assert found["recipe"].forgotten[-1] == pytest.approx(expected)
+    assert found["recipe"].steps == [700, STEPS]
+    base, last = runs["base"].evals[-1], runs["recipe"].evals[-1]
+    assert found["recipe"].gained[-1] == pytest.approx(last["average"]["score"] - base["average"]["score"])
+    assert found["recipe"].gain.low < found["recipe"].gained[-1] < found["recipe"].gain.high
+
+
+def test_a_run_alone_is_counted_from_its_first_evaluation(runs):
+    alone = {"recipe": runs["recipe"]}
+    weights = old_blend(alone, "recipe")
+    assert weights == pytest.approx(GENERAL)  # what it began with
+    one = balances(alone, weights)["recipe"]
+    assert (one.began, one.steps) == ("step 700", [STEPS])
+    validation = runs["recipe"].validation
+    loss = {step: sum(share * dict(validation[source])[step] for source, share in GENERAL.items())
+            for step in (700, STEPS)}
+    assert one.forgotten == [pytest.approx(loss[STEPS] - loss[700])]
+
+
+def test_a_gain_counts_only_documents_that_both_evaluations_asked():
+    def asked(documents, hits):
+        family = {"hits": hits, "documents": documents, "clusters": documents, "score": 0.5, "items": len(hits)}
+        return {"step": 1, "families": {"code": family}, "averaged": ["code"], "average": {"score": 0.5}}
+
+    before, now = asked(["a", "b", "c"], [0, 1, 1]), asked(["c", "a", "d"], [1, 1, 0])
+    assert gain(now, before) == 0.5  # a was gained, c stayed
+    assert gain(asked(["x"], [1]), before) is None
+    assert gain({**now, "average": None}, before) is None
+
+
+@pytest.mark.parametrize("lacking", ["scores", "losses"])
+def test_without_scores_or_losses_nothing_is_said_of_the_balance(runs, lacking):
+    change = {"evals": []} if lacking == "scores" else {"scalars": {}}
+    bare = {name: replace(run, **change) for name, run in runs.items()}
+    assert balances(bare, old_blend(bare, "baseline")) == {}
+    assert tradeoff_section({}, {}, {}) == ""
+
+
+# The ledger ------------------------------------------------------------------------------------------
+
+
+def test_planned_and_trained_tokens_differ_by_samples(runs):
+    run = runs["recipe"]
+    last = json.loads(json.dumps(run.ledger[-1]))
+    last["phases"]["qa"]["web"] += 2 * LENGTH
+    last["phases"]["qa"]["qa"] -= 1 * LENGTH
+    rows = {row[0]: row for row in Outline(phase_table(replace(run, ledger=[last]))).rows}
+    assert rows["web"][1].endswith("22.0 %, as planned")
+    assert rows["web"][2].endswith("+2 samples")
+    assert rows["qa"][2].endswith("−1 sample")
+    brief = Outline(brief_table({"recipe": replace(run, ledger=[last]), "baseline": runs["baseline"]})).rows
+    assert [row[2] for row in brief[1:]] == ["2 samples", "0 samples"]
+
+
+def test_a_phase_that_goes_on_is_told_as_a_part_of_its_plan(runs):
+    run = runs["recipe"]
+    early = replace(run, ledger=[line for line in run.ledger if line["step"] <= 500])
+    rows = {row[0]: row for row in Outline(phase_table(early)).rows}
+    assert re.fullmatch(r"[\d.]+k 22.0 %, of 112.2k", rows["web"][1])
+    assert rows["qa"][2] == "– not begun"
+
+
+def test_shares_are_those_of_the_tokens_between_the_edges(runs):
+    edges, shares = intervals(runs["recipe"].ledger, list(SOURCES))
+    assert edges[-1] == sum(runs["recipe"].ledger[-1]["tokens"].values())
+    assert shares.shape == (len(SOURCES), len(edges) - 1)
+    assert shares.sum(axis=0) == pytest.approx(100)
+    assert shares[SOURCES.index("qa"), [0, -1]] == pytest.approx([0, 28], abs=1)
+    many = [{"step": step, "tokens": {"a": step}} for step in range(5000)]
+    assert len(intervals(many, ["a"])[0]) <= POINTS + 1
+
+
+def test_what_was_passed_over_is_on_the_page_and_in_the_chart(runs):
+    run = runs["recipe"]
+    run = replace(run, ledger=[*run.ledger[:-1], {**run.ledger[-1], "passed_over": [[80, 88], [160, 161]]}])
+    assert Outline(passed_table({"recipe": run})).rows[1:] == [
+        ["recipe", "80 to 87", "8", "512"], ["recipe", "160 to 160", "1", "64"]]
+    assert passed_places(run) == [80 * LENGTH, 152 * LENGTH]
+
+
+# Guards, diary, speed --------------------------------------------------------------------------------
+
+
+def incident(kind: str, step: int, **told: Any) -> dict[str, Any]:
+    return {"event": kind, "step": step, "tokens_seen": step * TOKENS, "time": float(step), **told}
+
+
+TROUBLE = [
+    incident("start", 0), incident("spike", 10, at_step=7, what="not finite", skipped=True, scores=[None, None]),
+    incident("spike", 10, at_step=8, what="not finite", skipped=True, scores=[None, 3.0]),
+    incident("spike", 20, at_step=18, what="spike", skipped=False, scores=[9.5, 30.25]),
+    incident("rollback", 20, checkpoint="/a/step-00000010.ckpt", pass_over=[17, 18]), incident("resume", 10),
+    incident("forgetting", 30, why="loss web 1.2 > 1.1", then="stop"),
+]
+
+
+def test_what_the_guards_saw_is_counted_and_told(runs):
+    run = replace(runs["recipe"], events=TROUBLE, scalars={"train/loss": [(5, 1.0), (10, math.nan), (20, math.inf)]})
+    rows = Outline(guard_table({"recipe": run})).rows
+    assert rows[1:] == [["steps skipped, not finite", "2 step 7 to 8"], ["spikes told", "1 step 18"],
+                        ["rollbacks", "1 step 20"], ["forgetting alarms", "1 step 30"],
+                        ["logged losses not finite", "2 step 10 to 20"], ["resumed", "1 step 10"]]
+    told = [row[2:] for row in Outline(incident_table({"recipe": run})).rows[1:]]
+    assert told == [
+        ["not finite ×2", "loss not finite, gradient norm not finite; skipped … "
+                          "loss not finite, gradient norm 3 deviations; skipped"],
+        ["spike", "loss 9.5 deviations, gradient norm 30.25 deviations"],
+        ["rollback", "went back to step-00000010.ckpt, passed over global batch 17 of the stream"],
+        ["forgetting", "loss web 1.2 > 1.1; the run was ended"]]
+    assert "No step was skipped" in guards_section({"recipe": replace(run, events=[], scalars={})})
+
+
+@pytest.mark.parametrize(("events", "end"), [
+    (TROUBLE, "ended by forgetting at step 30"), (TROUBLE[:6], "no end on record: it runs, was killed or crashed; last "
+                                                  "seen at step 1,400"),
+    ([*TROUBLE, incident("finish", 40)], "finished"), ([], "not on record")])
+def test_the_end_of_a_run_is_told_as_far_as_it_is_on_record(runs, events, end):
+    assert ending(replace(runs["recipe"], events=events)) == end
+
+
+def test_time_between_a_crash_and_a_resumption_does_not_count(runs):
+    events = [incident("start", 0), incident("checkpoint", 50), {**incident("resume", 50), "time": 9000.0},
+              {**incident("finish", 60), "time": 9010.0}]
+    assert wall_seconds(replace(runs["recipe"], events=events)) == 60
+
+
+def test_events_of_a_kind_are_folded_between_milestones():
+    events = [incident("start", 0), *(incident("checkpoint", step, path="a") for step in range(1, 400)),
+              incident("phase", 400), incident("checkpoint", 401, path="b"), incident("checkpoint", 402, path="c")]
+    rows = Outline(event_table(events)).rows[1:]
+    assert [row[1:3] for row in rows] == [["start", "0"], ["checkpoint ×399", "1 to 399"], ["phase", "400"],
+                                          ["checkpoint ×2", "401 to 402"]]
+    assert [row[-1] for row in rows] == ["", "path a", "", "path b … c"]
+
+
+def test_of_a_very_long_diary_both_ends_are_shown():
+    rows = Outline(event_table([incident("resume", step) for step in range(300)])).rows[1:]
+    assert len(rows) == ROWS + 1
+    assert rows[ROWS // 2][1] == f"{300 - ROWS} more in events.jsonl"
+    assert rows[-1][2] == "299"
+
+
+def test_speed_is_read_from_finite_points_only(runs):
+    scalars = {"speed/tokens_per_second": [(10, 900.0), (20, math.inf), (30, 1100.0)], "speed/mfu": [(10, 0.41)],
+               "speed/memory_gib": [(10, 3.0)]}
+    run = replace(runs["recipe"], scalars=scalars, events=[])
+    assert Outline(speed_table({"recipe": run})).rows[1] == ["recipe", "1k", "–", "–", "41 %", "3.0 GiB", "–"]
+    assert speed_section({"recipe": replace(run, scalars={})}, {}) == ""
+
+
+# Odd inputs ------------------------------------------------------------------------------------------
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths():
+    assert list(named(["x/same", "y/same", "z/other", "x/same/"])) == ["x/same", "y/same", "other"]
+
+
+def test_a_run_called_base_is_no_reference_when_it_is_alone(folders, tmp_path):
+    text = write_report({"base": folders["base"]}, tmp_path / "report.html", "Alone").read_text()
+    assert "the run scores" in text
+
+
+def test_a_run_that_diverged_has_a_page(tmp_path):
+    with SummaryWriter(str(tmp_path / "run")) as writer:
+        for step in range(0, 3000, 10):
+            for tag in ("train/loss", "val/web/loss", "speed/tokens_per_second"):
+                writer.add_scalar(tag, (math.nan, math.inf)[step // 10 % 2], step)
+    text = write_report({"run": tmp_path / "run"}, tmp_path / "report.html", "Diverged").read_text()
+    assert "300" in text
+    assert "logged losses not finite" in text
+    Outline(text)

@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lit_cpt.report.palette import LIGHT, visible
 from lit_cpt.units import format_count
@@ -28,7 +28,8 @@ STYLE: dict[Any, Any] = {
     "ytick.minor.size": 0, "legend.frameon": False, "legend.fontsize": 8.5,
 }
 COUNTS = FuncFormatter(lambda value, _: format_count(value) if value >= 0 else "")
-PERCENT = FuncFormatter(lambda value, _: f"{value:.0f} %")
+PERCENT = FuncFormatter(lambda value, _: f"{round(value, 9) + 0.0:.4g} %".replace("-", "\u2212"))
+ROOMY = 5.0  # inches; a narrower chart has no room for whole sentences
 RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
 
@@ -72,6 +73,11 @@ def scientific(value: float) -> str:
     """
     digits, power = f"{value:.2e}".split("e")
     return f"{float(digits):g}" + (f"×10{str(int(power)).translate(RAISED)}" if int(power) else "")
+
+
+def ticks(count: int) -> MaxNLocator:
+    """At most ``count`` steps between ticks, at numbers that are easily read."""
+    return MaxNLocator(count, steps=[1, 2, 2.5, 5, 10])
 
 
 def printable(name: object, limit: int = 26) -> str:

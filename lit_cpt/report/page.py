@@ -1,9 +1,9 @@
-"""One page about a few runs: what was planned, what was gained, what was forgotten."""
+"""One page about a few runs: what was planned, what happened, what was gained, what was forgotten."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,32 +11,81 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lit_cpt.report import tables
-from lit_cpt.report.canvas import inline_svg
+from lit_cpt.report.canvas import save
 from lit_cpt.report.comparison import Row, chosen_control, chosen_subject, compare, verdict
-from lit_cpt.report.markup import escaped, paragraph, section
+from lit_cpt.report.course import course_table
+from lit_cpt.report.events_section import diaries
+from lit_cpt.report.figures import WIDE, figure, legend, panels
+from lit_cpt.report.guards_section import guards_section
+from lit_cpt.report.ledger_chart import ledger_figure
+from lit_cpt.report.ledger_section import kept, ledger_colours, ledger_section
+from lit_cpt.report.markup import escaped, folding, paragraph, section
 from lit_cpt.report.palette import run_colours
 from lit_cpt.report.plan_chart import plan_figure
 from lit_cpt.report.plots import plot_losses, plot_plan
 from lit_cpt.report.run_charts import loss_panel, score_panel, scores_figure
 from lit_cpt.report.runs import BASE, Run, load_run, sources_of
+from lit_cpt.report.speed_section import speed_figure, speed_section, timed
 from lit_cpt.report.stylesheet import stylesheet
+from lit_cpt.report.tradeoff import Balance, Weights, balances, old_blend
+from lit_cpt.report.tradeoff_chart import tradeoff_figure
+from lit_cpt.report.tradeoff_section import tradeoff_section
 from lit_cpt.units import format_count
 
-WIDE, NARROW, PANEL = 8.8, 4.2, 3.3  # inches; drawn twice so that letters keep their size on a phone
 RECIPE_LETTERS = 20_000
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the browser itself refuses whatever is not on the page
+
+
+@dataclass(frozen=True)
+class Story:
+    """What a page tells.
+
+    Attributes:
+        runs: Name to run.
+        control: The run that the others are compared with.
+        subject: The run that the plan and the ledger are told of in full.
+        rows: Of the score table.
+        colours: Run to the name of its colour.
+        weights: Of the old blend.
+        found: Run to its balance of forgetting and gain.
+    """
+
+    runs: dict[str, Run]
+    control: str
+    subject: Run
+    rows: list[Row]
+    colours: dict[str, str]
+    weights: Weights
+    found: dict[str, Balance]
+
+    @classmethod
+    def of(cls, runs: dict[str, Run], control: str) -> Story:
+        """All that follows from the runs."""
+        weights = old_blend(runs, control)
+        return cls(runs, control, runs[chosen_subject(runs, control)], compare(runs, control),
+                   run_colours(runs, control if len(runs) > 1 else None), weights, balances(runs, weights))
+
+    def pictures(self) -> dict[str, Callable[[], Figure]]:
+        """What is drawn beside the page too, but for plan and losses, by name."""
+        told, sources = kept(self.runs), ledger_colours({self.subject.name: self.subject, **self.runs})
+        offered = {"scores": (self.rows, partial(scores_figure, self.rows, self.colours, WIDE, named=True)),
+                   "tradeoff": (self.found, partial(tradeoff_figure, self.found, self.colours, WIDE, named=True)),
+                   "ledger": (told, partial(ledger_figure, told, sources)),
+                   "speed": (timed(self.runs), partial(speed_figure, self.runs, self.colours))}
+        return {name: draw for name, (something, draw) in offered.items() if something}
 
 
 def write_report(
     runs: Mapping[str, str | Path], output: str | Path, title: str, control: str | None = None,
     notes: Sequence[str] = (),
 ) -> Path:
-    """Write one self-contained HTML page about ``runs``, and its two main pictures as PNG beside it.
+    """Write one self-contained HTML page about ``runs``, and its main pictures as PNG beside it.
 
     Args:
-        runs: Name to run folder. One called "base" is where the others start from: its last losses and scores are
-            the reference, and it has no line of its own in the loss charts.
-        output: The page; ``report.html`` gets ``report-plan.png`` and ``report-losses.png`` beside it.
+        runs: Name to run folder. One called "base" among several is where the others start from: its last losses and
+            scores are the reference, and it has no line of its own in the loss charts.
+        output: The page; ``report.html`` gets ``report-plan.png`` beside it, and the same for ``losses``, ``scores``,
+            ``tradeoff``, ``ledger`` and ``speed``, as far as there is something to draw.
         title: Heading of the page.
         control: The run that the others are compared with; left out, the one called "baseline", else the first.
         notes: Sentences to print under the verdict.
@@ -49,29 +98,35 @@ def write_report(
     """
     if not runs:
         raise ValueError("runs={} leaves nothing to report: give at least one run folder.")
+    if set(runs) == {BASE}:
+        runs = {"the run": runs[BASE]}  # alone it is no reference
     loaded = {name: replace(load_run(path), name=name) for name, path in runs.items()}
-    control = chosen_control(loaded, control)
+    story = Story.of(loaded, chosen_control(loaded, control))
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    subject = loaded[chosen_subject(loaded, control)]
-    if subject.plan:
-        plot_plan(subject.plan, output.with_name(f"{output.stem}-plan.png"))
+    if story.subject.plan:
+        plot_plan(story.subject.plan, output.with_name(f"{output.stem}-plan.png"))
     if has_losses(loaded):
-        plot_losses(loaded, output.with_name(f"{output.stem}-losses.png"), control)
-    output.write_text(page(loaded, title, control, subject, notes), encoding="utf-8")
+        plot_losses(loaded, output.with_name(f"{output.stem}-losses.png"), story.control)
+    for name, draw in story.pictures().items():
+        save(draw, output.with_name(f"{output.stem}-{name}.png"))
+    output.write_text(page(story, title, notes), encoding="utf-8")
     return output
 
 
-def page(runs: Mapping[str, Run], title: str, control: str, subject: Run, notes: Sequence[str]) -> str:
+def page(story: Story, title: str, notes: Sequence[str]) -> str:
     """The whole page."""
-    rows, colours = compare(runs, control), run_colours(runs, control)
+    runs, rows, colours, control = story.runs, story.rows, story.colours, story.control
     body = "".join([
         f"<header>\n<h1>{escaped(title)}</h1>\n{paragraph(facts(runs), 'facts')}",
         f"{paragraph(verdict(runs, control, rows), 'verdict')}{missing(runs)}",
         "".join(paragraph(note) for note in notes) + "</header>\n",
-        plan_section(subject), score_section(runs, rows, colours, control), loss_section(runs, colours),
-        section("As planned?", tables.switch_table(runs), tables.course_table(runs)),
-        section("Events", tables.event_table(runs)),
+        plan_section(story.subject),
+        section("As planned?", course_table(runs), tables.switch_table(runs)),
+        score_section(runs, rows, colours, control), loss_section(runs, colours),
+        tradeoff_section(story.found, story.weights, colours), ledger_section(runs, story.subject),
+        guards_section(runs), speed_section(runs, colours),
+        section("Events", diaries(runs)),
         section("Recipe", recipes(runs)),
     ])
     return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escaped(title)}</title>\n'
@@ -101,7 +156,7 @@ def plan_section(subject: Run) -> str:
     if not subject.plan:
         return ""
     label = f"Learning rate and blend of {subject.name} against tokens"
-    return section("The plan", figure(partial(plan_figure, subject.plan), "plan", label, (WIDE, NARROW)),
+    return section("The plan", figure(partial(plan_figure, subject.plan), "plan", label),
                    tables.plan_table(subject.plan), plan_remarks(subject.plan))
 
 
@@ -116,7 +171,7 @@ def score_section(runs: Mapping[str, Run], rows: list[Row], colours: Mapping[str
     if not rows:
         return section("What was gained", tables.failure_table(runs))
     names = list(dict.fromkeys(row.run for row in rows))
-    chart = figure(partial(scores_figure, rows, colours), "scores", "Scores with 95 % intervals", (WIDE, NARROW))
+    chart = figure(partial(scores_figure, rows, colours), "scores", "Scores with 95 % intervals")
     limits = ("The intervals come from resampling clusters of items. They cover which items were drawn, not another "
               "training seed or another base model.")
     return section("What was gained", legend(names, colours), chart, tables.score_table(rows),
@@ -128,10 +183,8 @@ def score_panels(runs: Mapping[str, Run], rows: list[Row], colours: Mapping[str,
     """Each family's score over the runs, where one was evaluated more than once."""
     if all(len(run.scored) < 2 for name, run in runs.items() if name != BASE):
         return ""
-    charts = "".join(figure(lambda width, family=family: score_panel(runs, colours, family, width),  # type: ignore[misc]
-                            f"over{place}", f"Score in {family} over the run", (PANEL,))
-                     for place, family in enumerate(dict.fromkeys(row.family for row in rows)))
-    return f'<div class="panels">\n{charts}</div>\n'
+    return panels([(partial(score_panel, runs, colours, family), f"Score in {family} over the run")
+                   for family in dict.fromkeys(row.family for row in rows)], "over")
 
 
 def loss_section(runs: Mapping[str, Run], colours: Mapping[str, str]) -> str:
@@ -139,13 +192,10 @@ def loss_section(runs: Mapping[str, Run], colours: Mapping[str, str]) -> str:
     if not has_losses(runs):
         return ""
     trained = any(run.scalars.get("train/loss") for name, run in runs.items() if name != BASE)
-    panels: list[str | None] = [*sources_of(runs), *([None] if trained else [])]
-    charts = "".join(
-        figure(lambda width, source=source: loss_panel(runs, colours, source, width), f"loss{place}",  # type: ignore[misc]
-               "Training loss" if source is None else f"Validation loss on {source}", (PANEL,))
-        for place, source in enumerate(panels))
-    return section("What was forgotten", tables.loss_table(runs), legend(list(runs), colours),
-                   f'<div class="panels">\n{charts}</div>\n',
+    shown: list[str | None] = [*sources_of(runs), *([None] if trained else [])]
+    charts = panels([(partial(loss_panel, runs, colours, source), "Training loss" if source is None else
+                      f"Validation loss on {source}") for source in shown], "loss")
+    return section("What was forgotten", tables.loss_table(runs), legend(list(runs), colours), charts,
                    paragraph("Dashed: where a run switched its blend. Shaded: the range around a mean.", "small"))
 
 
@@ -154,24 +204,11 @@ def has_losses(runs: Mapping[str, Run]) -> bool:
     return any(run.validation or run.scalars.get("train/loss") for run in runs.values())
 
 
-def figure(draw: Callable[[float], Figure], name: str, label: str, widths: tuple[float, ...]) -> str:
-    """A chart at each of ``widths``, the first for wide screens, the second for narrow ones."""
-    kinds = ("",) if len(widths) == 1 else (' class="wide"', ' class="narrow"')
-    return "".join(f"<figure{kind}>{inline_svg(partial(draw, width), f'{name}{place}', escaped(label))}</figure>\n"
-                   for place, (kind, width) in enumerate(zip(kinds, widths, strict=True)))
-
-
-def legend(names: Sequence[str], colours: Mapping[str, str]) -> str:
-    """Names of the runs beside their colours."""
-    keys = "".join(f'<li><i style="background:var(--{colours[name]})"></i>{escaped(name)}</li>' for name in names)
-    return f'<ul class="legend">{keys}</ul>\n'
-
-
 def recipes(runs: Mapping[str, Run]) -> str:
     """The recipes' texts, equal ones once."""
     texts: dict[str, list[str]] = {}
     for name, run in runs.items():
         if run.recipe.strip():
             texts.setdefault(run.recipe, []).append(name)
-    return "".join(f"<details><summary>{escaped(', '.join(names))}</summary>\n<pre>{escaped(text[:RECIPE_LETTERS])}"
-                   f"{'…' if len(text) > RECIPE_LETTERS else ''}</pre></details>\n" for text, names in texts.items())
+    return "".join(folding(", ".join(names), f"<pre>{escaped(text[:RECIPE_LETTERS])}"
+                           f"{'…' if len(text) > RECIPE_LETTERS else ''}</pre>") for text, names in texts.items())

@@ -14,6 +14,8 @@ PALETTE = {
     "control": ("#717c89", "#98a3b0"), "base": ("#a9957c", "#b9a68d"),
     "run0": ("#1d5c9c", "#6fb1f2"), "run1": ("#c0501a", "#f29460"), "run2": ("#2c7d55", "#69c596"),
     "run3": ("#8b4a9c", "#cf97df"), "run4": ("#94780c", "#d6bb54"), "run5": ("#b03a5b", "#ee8ba6"),
+    "run6": ("#0c7f8a", "#58c3cf"), "run7": ("#5a5bd0", "#a6a8f7"), "run8": ("#7a5230", "#cda57e"),
+    "run9": ("#55701a", "#abc769"),
     "source0": ("#a9c6e6", "#84a8cf"), "source1": ("#f3cf8e", "#d3ad67"), "source2": ("#b2dcbb", "#8abb95"),
     "source3": ("#eeb4a0", "#cf9079"), "source4": ("#d2bfe3", "#ad98c2"), "source5": ("#d9dba0", "#b5b773"),
     "source6": ("#a8dcdc", "#7fb8b8"), "source7": ("#e3c3cf", "#bf9aa8"),

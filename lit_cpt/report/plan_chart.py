@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from lit_cpt.report.canvas import COUNTS, PERCENT, printable, scientific
+from lit_cpt.report.canvas import COUNTS, PERCENT, ROOMY, printable, scientific
 from lit_cpt.report.palette import LIGHT, source_colours
 
 FLAT = 0.08  # a switch below this share of the largest rate is not seen on a linear axis
@@ -28,16 +28,18 @@ def plan_figure(plan: dict[str, Any], width: float) -> Figure:
     draw_blend(figure, blend, plan, width)
     switches = plan["phases"][1:]
     for place, phase in enumerate(unknown, len(switches)):
-        words = f"{printable(phase['name'])} when {printable(phase['when'], 60)}: not foretold"
+        name, when = printable(phase["name"], 26 if width > ROOMY else 10), printable(phase["when"], int(5 * width))
+        words = f"{name} when {when}: not foretold"
         rate.annotate(words, (1.0, 1.03 + 0.09 * place), xycoords="axes fraction", ha="right", fontsize=8.5)
     for place, phase in enumerate(switches):
         start = phase["start"]
         for axes in (rate, blend):
             axes.axvline(start["tokens"], color=LIGHT["ink"], linewidth=0.9, linestyle=(0, (4, 2)))
-        late = start["tokens"] > plan["token_horizon"] / 2
-        words = f"from {100 * start['fraction']:.1f} % of the tokens, η = {scientific(start['eta'])}"
-        rate.annotate(f"{printable(phase['name'])} {words}", (start["tokens"], 1.03 + 0.09 * place),
-                      xycoords=("data", "axes fraction"), ha="right" if late else "left", fontsize=8.5)
+        late, wide = start["tokens"] > plan["token_horizon"] / 2, width > ROOMY
+        words = f"from {100 * start['fraction']:.1f} %{' of the tokens' * wide}, η = {scientific(start['eta'])}"
+        rate.annotate(f"{printable(phase['name'], 26 if wide else 10)} {words}", (
+            start["tokens"] if wide else float(late) * plan["token_horizon"], 1.03 + 0.09 * place),
+            xycoords=("data", "axes fraction"), ha="right" if late else "left", fontsize=8.5)
     return figure
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,22 @@ def load_run(path: str | Path) -> Run:
                    for file in (path / "recipe.yaml", path / "config.yaml") if file.is_file()), "")
     return Run(path.resolve().name, path, scalars, events, plans[0] if plans else {},
                sorted(evals, key=lambda eval_: eval_["step"]), ledger, recipe, tuple(missing))
+
+
+def named(paths: Sequence[str | Path]) -> dict[str, Path]:
+    """Each folder by the shortest end of its path that none of the others has.
+
+    >>> list(named(["runs/a/first", "runs/b/first", "runs/second"]))
+    ['a/first', 'b/first', 'second']
+    """
+    given = {Path(path).resolve(): Path(path) for path in paths}
+
+    def end(path: Path, length: int) -> str:
+        return "/".join(path.parts[-length:])
+
+    return {next(end(path, length) for length in range(1, len(path.parts) + 1)
+                 if sum(end(other, length) == end(path, length) for other in given) == 1): told
+            for path, told in given.items()}
 
 
 def cure(path: Path) -> str:

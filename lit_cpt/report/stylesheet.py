@@ -14,21 +14,23 @@ h2{font-size:1.25rem;font-weight:600;margin:3rem 0 .8rem;padding-top:.9rem;borde
 h1,h2,p,caption,th,li,summary{overflow-wrap:anywhere}
 p,ul{max-width:44rem;margin:.6rem 0}
 ul{padding-left:1.2rem}
-.facts,.small,.legend{font:.84rem/1.5 var(--sans);color:var(--muted)}
+.facts,.small,.legend{font:.9rem/1.5 var(--sans);color:var(--muted)}
 .verdict{font-size:clamp(1.15rem,2.6vw,1.35rem);line-height:1.45;margin:1.4rem 0}
 figure{margin:1rem 0}
 svg{display:block;width:100%;height:auto}
 svg text{font-family:var(--sans)!important}
 svg *{stroke-linejoin:round;stroke-linecap:butt}
-.narrow{display:none}
+.narrow{display:none;max-width:34rem}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(17.5rem,100%),1fr));gap:1.2rem 1.6rem}
 .panels figure{margin:0}
 .legend{display:flex;flex-wrap:wrap;gap:.2rem 1.3rem;margin:.6rem 0;padding:0;list-style:none;max-width:none}
 .legend i{display:inline-block;width:1.4em;height:.22em;border-radius:1px;margin-right:.5em;vertical-align:.25em}
-.scroll{overflow-x:auto;margin:1.1rem 0}
+.scroll{overflow-x:auto;margin:1.1rem 0;background:
+linear-gradient(to left,var(--page) 1rem,transparent) right/2.5rem 100% no-repeat local,
+linear-gradient(to left,var(--rule),transparent) right/.8rem 100% no-repeat scroll}
 table{border-collapse:separate;border-spacing:0;
-font:.88rem/1.4 var(--sans);font-variant-numeric:tabular-nums;min-width:min(100%,34rem)}
-caption{text-align:left;color:var(--muted);font-size:.84rem;padding:0 0 .45rem}
+font:.9rem/1.4 var(--sans);font-variant-numeric:tabular-nums;min-width:min(100%,34rem)}
+caption{text-align:left;color:var(--muted);font-size:.9rem;padding:0 0 .45rem}
 caption span{display:inline-block;position:sticky;left:0;max-width:calc(100vw - 2.2rem)}
 th,td{padding:.36rem .9rem;text-align:right;white-space:nowrap;vertical-align:baseline}
 th:first-child,td:first-child{padding-left:0;text-align:left}
@@ -38,20 +40,25 @@ tbody th{font-weight:500;position:sticky;left:0;background:var(--page);min-width
 white-space:normal}
 tbody tr+tr>*{border-top:1px solid var(--rule)}
 tbody th small{white-space:nowrap}
-table small{color:var(--muted);font-weight:400;font-size:.8em;margin-left:.25em}
+table small{color:var(--muted);font-weight:400;font-size:.86em;margin-left:.25em}
 .summed tbody tr:last-child>*{border-top:1px solid var(--ink);font-weight:600}
 .words td,.words thead th{text-align:left}
 .words thead th{white-space:nowrap}
-.words td:last-child{white-space:normal;min-width:14rem}
+.words td:last-child{white-space:normal;min-width:14rem;overflow-wrap:anywhere}
 details{margin:.6rem 0}
-summary{cursor:pointer;font:.88rem/1.5 var(--sans)}
+summary{cursor:pointer;font:.9rem/1.5 var(--sans)}
 pre{font:.8rem/1.5 ui-monospace,Menlo,Consolas,monospace;background:var(--shade);padding:.9rem 1.1rem;overflow:auto;
 max-height:32rem;border-radius:3px}
 .scroll:focus-visible,summary:focus-visible{outline:2px solid var(--run0);outline-offset:2px}
-@media(max-width:42rem){.narrow{display:block}.wide{display:none}th,td{padding:.36rem .55rem}
+@media screen and (max-width:52rem){.narrow{display:block}.wide{display:none}}
+@media(max-width:42rem){th,td{padding:.36rem .55rem}
 tbody th{max-width:8.5rem}table small{display:block;margin:0}}
 @media print{body{font-size:10pt}main{max-width:none;padding:0}h2,.legend,caption{break-after:avoid}
-tbody th{position:static;background:none}figure,tr{break-inside:avoid}.scroll,pre{overflow:visible;max-height:none}}
+tbody th{position:static;background:none}figure,tr{break-inside:avoid}.scroll,pre{overflow:visible;max-height:none;
+background:none}table{width:100%;min-width:0;font-size:8pt}th,td,.words td:last-child{padding:.2rem .3rem;min-width:0;
+white-space:normal}.facts,.small,.legend,caption,summary{font-size:9pt}
+table small{display:block;margin:0}thead{display:table-header-group}
+pre{white-space:pre-wrap}.panels{grid-template-columns:repeat(3,1fr)}}
 """
 
 

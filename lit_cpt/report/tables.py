@@ -8,11 +8,10 @@ from typing import Any
 
 from lit_cpt.report.canvas import scientific
 from lit_cpt.report.comparison import Row, signed, starting_losses
+from lit_cpt.report.events_section import spoken
 from lit_cpt.report.markup import Cell, difference_cell, score_cell, table
 from lit_cpt.report.runs import BASE, Run, sources_of
-from lit_cpt.units import format_count, format_seconds
-
-EVENTS = 40  # of a run that are shown; the rest stand in its events.jsonl
+from lit_cpt.units import format_count
 
 
 def score_table(rows: list[Row]) -> str:
@@ -137,47 +136,3 @@ def switch_cells(start: dict[str, Any] | None, told: list[dict[str, Any]]) -> li
     late = told[0]["step"] - start["step"] if told else 0
     off = signed(late, 0) if late else "0" if told else "–"
     return [f"{start['step']:,}", actual, off, scientific(start["eta"]), eta]
-
-
-def course_table(runs: Mapping[str, Run]) -> str:
-    """Steps, tokens, validations and evaluations: planned, and made so far."""
-    lines: list[list[str | Cell]] = []
-    for name, run in runs.items():
-        planned = run.plan.get("agenda") or {}
-        validated = {step for points in run.validation.values() for step, _ in points}
-        tokens = (run.tokens_per_step or 0) * run.steps
-        rows = [("steps", run.plan.get("steps"), f"{run.steps:,}"),
-                ("tokens", run.plan.get("token_horizon"), format_count(tokens)),
-                *((kind, (planned.get(kind) or {}).get("count"), f"{made:,}")
-                  for kind, made in (("validations", len(validated)), ("evaluations", len(run.evals))))]
-        lines += [[name, what, format_count(count) if what == "tokens" else f"{count:,}", made]
-                  for what, count, made in rows if count is not None]
-    return table("Planned, and made so far", ["run", "", "planned", "made"], lines) if lines else ""
-
-
-def event_table(runs: Mapping[str, Run]) -> str:
-    """The runs' diaries, time counted from each one's first line."""
-    lines: list[list[str | Cell]] = []
-    for name, run in runs.items():
-        for event in run.events[:EVENTS]:
-            since = event.get("time", 0.0) - run.events[0].get("time", 0.0)
-            told = {key: value for key, value in event.items() if key not in ("event", "step", "tokens_seen", "time")}
-            lines.append([name, format_seconds(max(0.0, since)), str(event.get("event", "–")), count(event, "step"),
-                          count(event, "tokens_seen"), "; ".join(f"{key} {spoken(told[key])}" for key in told)])
-        if len(run.events) > EVENTS:
-            lines.append([name, "", f"{len(run.events) - EVENTS:,} more in events.jsonl", "", "", ""])
-    head = ["run", "after", "event", "step", "tokens", "details"]
-    return table("Times count from the first line of each run", head, lines, "words") if lines else ""
-
-
-def count(event: Mapping[str, Any], key: str) -> str:
-    """A whole number of an event, or a dash."""
-    return f"{event[key]:,}" if isinstance(event.get(key), int) else "–"
-
-
-def spoken(value: object) -> str:
-    """A plain value in few letters."""
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {spoken(each)}" for key, each in value.items())
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 120 else text[:119] + "…"
