@@ -21,6 +21,7 @@ from lit_cpt.float8 import check_device, multiply_in_float8
 from lit_cpt.parallel import ShardedStrategy, blocks_of
 from lit_cpt.weights import build_model
 
+pytest.importorskip("torchao", reason='needs pip install "lit-cpt[fp8]"')
 SIZES = {"vocab_size": VOCABULARY, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
          "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 32}
 LLAMA = {"model_type": "llama", **SIZES}
