@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from tabulate import tabulate
 from lit_cpt.evaluations import evaluations_in, write_evaluation
 from lit_cpt.events import read_events
 from lit_cpt.intervals import Interval
-from lit_cpt.microworld import FAMILIES, World, write_corpora, write_model_config
+from lit_cpt.microworld import FAMILIES, Proportions, World, write_corpora, write_model_config
+from lit_cpt.microworld.world import PREREGISTERED
 from lit_cpt.units import format_seconds
 
 PRETRAINING = {"web": 0.70, "books": 0.10, "code": 0.03, "multi": 0.17}
@@ -108,12 +110,13 @@ def say(number: int, what: str) -> None:
     print(f"\n[{number}/5] {what}", flush=True)
 
 
-def build_world(root: Path, seed: int, with_real_text: bool) -> World:
+def build_world(root: Path, seed: int, with_real_text: bool = False, proportions: Proportions = PREREGISTERED
+                ) -> World:
     """The world: text in ``root/text``, tokenizer and model config in ``root/architecture``, ``root/questions``."""
     from lit_cpt.microworld.tasks import write_tasks
     from lit_cpt.microworld.tokenizer import train_tokenizer
 
-    world = World(seed, with_real_text=with_real_text)
+    world = World(seed, proportions, with_real_text)
     leaks = world.contamination()
     if leaks:
         raise RuntimeError(f"{len(leaks)} questions stand in the training text, the first {leaks[0]!r}")
@@ -265,21 +268,21 @@ def complete_evaluations(root: Path, run: str) -> None:
         write_evaluation(folder, evaluate_saved(str(checkpoint(folder)), Suite(**suite_settings(root)), Effort()))
 
 
-def score_table(root: Path) -> str:
+def score_table(root: Path, names: Sequence[str] = RUNS) -> str:
     """Scores in per cent with their 95 % intervals, the recipe's lead, and validation losses per source."""
     from lit_cpt.report import compare, load_run
 
-    runs = {name: load_run(root / "runs" / name) for name in RUNS}
+    runs = {name: load_run(root / "runs" / name) for name in names}
     rows = compare(runs, "baseline")
     cells = {(row.family, row.run): row for row in rows}
-    scores = [[family, *(per_cent(cells[family, run].score) for run in RUNS), str(cells[family, "recipe"].difference)]
+    scores = [[family, *(per_cent(cells[family, run].score) for run in names), str(cells[family, "recipe"].difference)]
               for family in dict.fromkeys(row.family for row in rows)]
     sources = sorted({source for run in runs.values() for source in run.validation})
-    losses = [[source, *(f"{runs[run].validation[source][-1][1]:.3f}" for run in RUNS)] for source in sources]
-    losses.append(["pretraining blend", *(f"{pretraining_loss(runs[run].validation):.3f}" for run in RUNS)])
+    losses = [[source, *(f"{runs[run].validation[source][-1][1]:.3f}" for run in names)] for source in sources]
+    losses.append(["pretraining blend", *(f"{pretraining_loss(runs[run].validation):.3f}" for run in names)])
     return "\n".join([
-        "", tabulate(scores, ["% right", *RUNS, "recipe - baseline"], disable_numparse=True),
-        "", tabulate(losses, ["validation loss", *RUNS], disable_numparse=True),
+        "", tabulate(scores, ["% right", *names, "recipe - baseline"], disable_numparse=True),
+        "", tabulate(losses, ["validation loss", *names], disable_numparse=True),
         "", "In brackets 95 % intervals over the questions; transfer is not in the average.",
     ])
 

@@ -310,6 +310,7 @@ def quieten() -> None:
     """Pass over what libraries warn of in every run."""
     for pattern in QUIET:
         warnings.filterwarnings("ignore", pattern)
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # torchao, where it is installed, sets it off
 
 
 def training_command(arguments: list[str]) -> None:

@@ -8,12 +8,15 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_cpt.events import read_events
 from lit_cpt.ledger import read_ledger
+
+if TYPE_CHECKING:
+    from lit_cpt.report.frames import Frames
 
 BASE = "base"  # a run of this name is where the others start from: a reference, not a contender
 PARTS = ("events.out.tfevents*", "events.jsonl", "plan.json", "evals/", "ledger.jsonl")
@@ -49,6 +52,13 @@ class Run:
     ledger: list[dict[str, Any]]
     recipe: str = ""
     missing: tuple[str, ...] = ()
+
+    @property
+    def frames(self) -> Frames:
+        """The same as tidy pandas frames."""
+        from lit_cpt.report.frames import Frames  # which is made of runs
+
+        return Frames({self.name: self})
 
     @property
     def validation(self) -> dict[str, Points]:
