@@ -9,6 +9,7 @@ if __name__ != "lit_cpt.callbacks":
     raise ImportError(f"imported as {__name__!r}: run `pip install -e .`, then import `lit_cpt.callbacks`.")
 
 if TYPE_CHECKING:
+    from lit_cpt.callbacks.branch_point import BranchPointCallback
     from lit_cpt.callbacks.eval import EvalCallback
     from lit_cpt.callbacks.forgetting import ForgettingCallback
     from lit_cpt.callbacks.graceful_stop import GracefulStopCallback
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
     from lit_cpt.callbacks.throughput import ThroughputCallback
     from lit_cpt.callbacks.token_ledger import TokenLedgerCallback
 
-HOMES = {"EvalCallback": "eval", "ForgettingCallback": "forgetting", "GracefulStopCallback": "graceful_stop",
-         "PhaseSwitchCallback": "phase_switch", "RunCheckpointCallback": "run_checkpoint",
-         "RunProgressBar": "run_progress", "StabilityCallback": "stability", "ThroughputCallback": "throughput",
-         "TokenLedgerCallback": "token_ledger"}
-__all__ = ["EvalCallback", "ForgettingCallback", "GracefulStopCallback", "PhaseSwitchCallback",
+HOMES = {"BranchPointCallback": "branch_point", "EvalCallback": "eval", "ForgettingCallback": "forgetting",
+         "GracefulStopCallback": "graceful_stop", "PhaseSwitchCallback": "phase_switch",
+         "RunCheckpointCallback": "run_checkpoint", "RunProgressBar": "run_progress",
+         "StabilityCallback": "stability", "ThroughputCallback": "throughput", "TokenLedgerCallback": "token_ledger"}
+__all__ = ["BranchPointCallback", "EvalCallback", "ForgettingCallback", "GracefulStopCallback", "PhaseSwitchCallback",
            "RunCheckpointCallback", "RunProgressBar", "StabilityCallback", "ThroughputCallback", "TokenLedgerCallback"]
 
 
