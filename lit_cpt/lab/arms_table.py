@@ -236,7 +236,7 @@ def between(found: Interval | None, digits: int) -> str:
 
 
 READING = (
-    "Scores in per cent, val/ losses in nats per token; s.e. over replicates. Differences are paired within a replicate,",
+    "Scores in per cent, val/ losses in nats per token; s.e. over replicates. Differences: paired within a replicate,",
     "with 95 % intervals over items (clusters resampled) and over replicates (t). noise: s.d. of one arm over seeds.",
     "shown: zero lies outside every interval there is. Not corrected for the number of comparisons.",
 )

@@ -196,8 +196,8 @@ def reach(config: Config, path: list[str], value: Any) -> None:
             if not name.isdigit() or int(name) >= len(inside):
                 raise ValueError(f"{'.'.join(path)}: the base's {here} has items 0 to {len(inside) - 1}, not {name}.")
             key = int(name)
-        elif not isinstance(inside, dict):
-            raise ValueError(f"{'.'.join(path)}: the base's {here} is {inside!r}, which has no {name}.")
+        elif not isinstance(inside, dict) or (name.isdigit() and name not in inside):
+            raise ValueError(f"{'.'.join(path)}: the base's {here} is {inside or None!r}, which has no {name}.")
         if last:
             inside[key] = value
         else:
