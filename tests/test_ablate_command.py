@@ -12,6 +12,8 @@ import torch
 import yaml
 from conftest import LENGTH
 
+from lit_cpt.ablate_command import ablate_parser, places
+from lit_cpt.arguments import parse
 from lit_cpt.cli import main
 from lit_cpt.events import read_events
 from lit_cpt.lab import running
@@ -121,6 +123,7 @@ def test_the_results_are_written_with_the_cost(lab):
     line = next(line for line in found["lines"] if (line["measure"], line["treatment"]) == ("val/c", "switch=0.5"))
     losses = {name: load_run(lab / "lab/runs" / name).validation["c"][-1][1] for name in ("switch=0.2", "switch=0.5")}
     assert line["difference"] == losses["switch=0.5"] - losses["switch=0.2"]
+    assert "Arms of the grid" in (lab / "lab/report.html").read_text()
     assert "no evaluation at the end of switch=0.2, switch=0.5" in (lab / "lab/results.txt").read_text()
 
 
@@ -170,6 +173,7 @@ def test_the_plan_tells_the_tree_and_its_cost_and_trains_nothing(sources, tiny, 
     ({"axes": {"floor": {"recipe.curve.init_args.eta_min": [0.002, 3]}}, "control": {"floor": 3}}, ["--plan"],
      "arm floor=0.002: "),
     ({"axes": {"a": {"x": {"recipe.token_horizn": 3}}}, "control": {"a": "x"}}, ["--plan"], "arm a=x: .*token_horizn"),
+    ({"axes": {"a": {"x": {"mirror": "s3://b/c"}}}, "control": {"a": "x"}}, ["--plan"], "a=x: mirror is each run's own"),
     ({"axes": {"a": {"x": {"modle.pretrained": 3}}}, "control": {"a": "x"}}, ["--plan"],
      "arm a=x: its config: modle is no part of a config")])
 def test_a_mistake_is_one_message(sources, tiny, tmp_path, capsys, monkeypatch, parts, options, message):
@@ -179,6 +183,12 @@ def test_a_mistake_is_one_message(sources, tiny, tmp_path, capsys, monkeypatch, 
     said = capsys.readouterr().err
     assert "Traceback" not in said
     assert re.search(message, said), said
+
+
+def test_an_arm_trains_on_each_device_or_so_many_at_once():
+    given = parse(ablate_parser(), ["grid.yaml", "--devices", "0", "2,3"])
+    assert places(1, given["devices"]) == [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "2,3"}]
+    assert places(2, []) == [{}, {}]
 
 
 @pytest.mark.slow
