@@ -173,7 +173,7 @@ def test_the_plan_tells_the_tree_and_its_cost_and_trains_nothing(sources, tiny, 
     ({"axes": {"floor": {"recipe.curve.init_args.eta_min": [0.002, 3]}}, "control": {"floor": 3}}, ["--plan"],
      "arm floor=0.002: "),
     ({"axes": {"a": {"x": {"recipe.token_horizn": 3}}}, "control": {"a": "x"}}, ["--plan"], "arm a=x: .*token_horizn"),
-    ({"axes": {"a": {"x": {"mirror": "s3://b/c"}}}, "control": {"a": "x"}}, ["--plan"], "a=x: mirror is each run's own"),
+    ({"axes": {"a": {"x": {"mirror": "s3://b/c"}}}, "control": {"a": "x"}}, ["--plan"], "a=x: mirror is each run's"),
     ({"axes": {"a": {"x": {"modle.pretrained": 3}}}, "control": {"a": "x"}}, ["--plan"],
      "arm a=x: its config: modle is no part of a config")])
 def test_a_mistake_is_one_message(sources, tiny, tmp_path, capsys, monkeypatch, parts, options, message):

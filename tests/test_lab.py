@@ -350,9 +350,14 @@ def test_an_arm_without_a_last_evaluation_is_named_and_left_out():
 @pytest.mark.parametrize(("gaps", "reach"), [([1.0, 3.0], 12.706), ([1.0, 2.0, 3.0], 4.303 / math.sqrt(3)),
                                              ([0.0] * 10 + [1.0] * 11, 2.086 * math.sqrt(11 / 42 / 21 * 20 / 20))])
 def test_the_interval_over_replicates_is_students(gaps, reach):
-    found = over_replicates(gaps)
+    found = over_replicates([("", gap) for gap in gaps])
     assert found.high - found.value == pytest.approx(reach, rel=0.03)
-    assert over_replicates(gaps[:1]) is None
+    assert over_replicates([("", gaps[0])]) is None
+
+
+def test_seeds_of_a_base_are_no_more_bases():
+    bases = [("x", 1.0), ("y", 3.0)]
+    assert over_replicates([*bases, *bases, *bases]) == over_replicates(bases)
 
 
 def test_the_table_says_what_is_shown_and_how_noisy_it_is():

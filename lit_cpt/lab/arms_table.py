@@ -67,7 +67,7 @@ class Line:
         difference: From the control, mean over the replicates of both; None for the control itself.
         over_items: 95 % interval of the difference over the drawing of questions; None for losses, or where the
             arms were not asked the same.
-        over_replicates: 95 % interval of the difference over seeds and bases; None for fewer than two.
+        over_replicates: 95 % interval of the difference over bases, or over the seeds of one; None for fewer than two.
     """
 
     measure: str
@@ -151,16 +151,25 @@ def line_of(measure: str, treatment: str, arms: Mapping[str, Outcome], control: 
         return own
     items = None if measure.startswith(LOSS) else over_items(measure, [(arms[pair], control[pair]) for pair in gaps])
     return replace(own, difference=fmean(gaps.values()), over_items=items,
-                   over_replicates=over_replicates(list(gaps.values())))
+                   over_replicates=over_replicates([(arms[pair].block, gap) for pair, gap in gaps.items()]))
 
 
-def over_replicates(gaps: Sequence[float]) -> Interval | None:
-    """The mean of paired differences with its 95 % t interval; None for fewer than two."""
-    freedom = len(gaps) - 1
+def over_replicates(gaps: Sequence[tuple[str, float]]) -> Interval | None:
+    """The mean of paired differences with its 95 % t interval; None for fewer than two.
+
+    Seeds of one base are no new bases: with several blocks, each counts once, by the mean of its seeds.
+
+    Args:
+        gaps: Block and difference of each replicate.
+    """
+    blocks = [block for block, _ in gaps]
+    means = [fmean(gap for other, gap in gaps if other == block) for block in dict.fromkeys(blocks)]
+    counted = means if len(means) > 1 else [gap for _, gap in gaps]
+    freedom = len(counted) - 1
     if freedom < 1:
         return None
     student = STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96 + 2.4 / freedom
-    mean, reach = fmean(gaps), student * stdev(gaps) / math.sqrt(len(gaps))
+    mean, reach = fmean(counted), student * stdev(counted) / math.sqrt(len(counted))
     return Interval(mean, mean - reach, mean + reach)
 
 
