@@ -71,7 +71,7 @@ def run_side_by_side(jobs: Mapping[str, Job], slots: Sequence[Environment]) -> N
                 if time.monotonic() - said > SAY_SECONDS:
                     said = time.monotonic()
                     for name in running:
-                        log.info("%s: %s", name, last_line(jobs[name].log))
+                        log.info("%s: %s", name, last_line(jobs[name].log) or "starting")
         finally:
             for process, _ in running.values():  # each saves and ends; a second SIGINT after Ctrl-C's own would not
                 process.terminate()
