@@ -326,6 +326,13 @@ def test_one_seed_tells_of_questions_only():
     assert found.notes == ("one replicate: nothing here covers another seed or base model",)
 
 
+def test_what_seeds_do_not_agree_on_is_not_shown_whatever_the_questions_say():
+    found = compare_arms([outcome("old", 0, WORSE), outcome("old", 1, WORSE), outcome("new", 0, BETTER),
+                          outcome("new", 1, [1] * 12 + [0] * 28)], "old")
+    new = next(line for line in found.lines if (line.measure, line.treatment) == ("mmlu", "new"))
+    assert (new.over_items.excludes_zero, new.over_replicates.excludes_zero, new.shown) == (True, False, False)
+
+
 def test_questions_asked_in_several_replicates_are_drawn_once():
     one = compare_arms([outcome("old", 0, WORSE), outcome("new", 0, BETTER)], "old").lines[1].over_items
     both = compare_arms([outcome(arm, seed, hits) for arm, hits in (("old", WORSE), ("new", BETTER))
