@@ -37,7 +37,8 @@ from lit_cpt.pauses import paused
 
 log = logging.getLogger(__name__)
 
-BEFORE_THE_END = ("switch", "evaluation")  # asked for while callbacks are still being told of a batch's end
+FOR_GOOD = ("switch", "branch")  # reasons for which a checkpoint stays
+BEFORE_THE_END = (*FOR_GOOD, "evaluation")  # asked for while callbacks are still being told of a batch's end
 
 
 class RunCheckpointCallback(Checkpoint):
@@ -166,7 +167,7 @@ class RunCheckpointCallback(Checkpoint):
         """Save the step that was made, unless it is saved; see `lit_cpt.checkpoints.save_now`."""
         if reason not in BEFORE_THE_END:
             self.write_step(trainer, reason)
-        elif self.asked != "switch":  # until `answer`: other callbacks may not have seen the batch's end
+        elif self.asked not in FOR_GOOD:  # until `answer`: other callbacks may not have seen the batch's end
             self.asked = reason
         return step_path(folder_of(trainer), trainer.global_step)
 
@@ -200,7 +201,7 @@ class RunCheckpointCallback(Checkpoint):
     def enlist(self, step: int, reason: str) -> None:
         """Note a checkpoint, and whether it stays for good; before it is written, for it holds these notes."""
         self.steps = [*(other for other in self.steps if other != step), step]
-        stays = reason == "switch" or (self.keep_every is not None and step % self.keep_every == 0)
+        stays = reason in FOR_GOOD or (self.keep_every is not None and step % self.keep_every == 0)
         if stays and step not in self.kept:
             self.kept.append(step)
 

@@ -284,8 +284,8 @@ def save_now(trainer: Trainer, reason: str) -> Path:
 
     Args:
         trainer: A Trainer that fits.
-        reason: Why, for the log: ``switch``, ``evaluation``, ``signal``, ``end`` ... A checkpoint at a
-            ``switch`` is kept for good, and written when every callback has seen the end of the batch.
+        reason: Why, for the log: ``switch``, ``branch``, ``evaluation``, ``signal``, ``end`` ... A checkpoint at a
+            ``switch`` or ``branch`` is kept for good, and written when every callback has seen the end of the batch.
 
     Returns:
         The checkpoint: of the Trainer's `RunCheckpointCallback`, or written here where it has none.

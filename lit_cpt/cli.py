@@ -32,9 +32,12 @@ COMMANDS = {
     "export": ("the model of a checkpoint as a Hugging Face folder", "lit_cpt.commands:export_command"),
     "checkpoint": ("`checkpoint inspect|consolidate`: what checkpoints hold; one file of what several ranks wrote",
                    "lit_cpt.checkpoint_command:checkpoint_command"),
+    "ablate": ("a grid of runs that share their trunks, and one table of what came of it",
+               "lit_cpt.ablate_command:ablate_command"),
     "report": ("one page for one run or several", "lit_cpt.commands:report_command"),
 }
-ENDS = ("Unreachable", "RankLost", "Unstable")  # of remote, perhaps out of a loader's worker; of restarts; of rollback
+# Of remote, perhaps out of a loader's worker; of restarts; of rollback; of lab.side_by_side.
+ENDS = ("Unreachable", "RankLost", "Unstable", "ArmFailed")
 USAGE = """usage: lit-cpt COMMAND [OPTIONS]
 
 Continued pretraining of language models, by the recipe of arXiv 2407.07263.

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from tabulate import tabulate
 from lit_cpt.evaluations import evaluations_in, write_evaluation
 from lit_cpt.events import read_events
 from lit_cpt.intervals import Interval
+from lit_cpt.lab.side_by_side import Job, run_side_by_side
 from lit_cpt.microworld import FAMILIES, Proportions, World, write_corpora, write_model_config
 from lit_cpt.microworld.world import PREREGISTERED
 from lit_cpt.units import format_seconds
@@ -190,42 +190,11 @@ def train_side_by_side(root: Path, configs: dict[str, dict[str, Any]]) -> None:
     """`train` several runs, as many at once as there are cores; what they say goes to ``RUN/log.txt``.
 
     Raises:
-        RuntimeError: A run failed; its log is named.
+        ArmFailed: A run failed; its log is named.
     """
     waiting = {name: arguments for name, config in configs.items() if (arguments := fit_arguments(root, name, config))}
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    said = time.monotonic()
-    try:
-        while waiting or running:
-            while waiting and len(running) < (os.cpu_count() or 1):
-                name = next(iter(waiting))
-                running[name] = start(waiting.pop(name), root / "runs" / name / "log.txt")
-            time.sleep(0.2)
-            for name in [name for name, process in running.items() if process.poll() is not None]:
-                if running.pop(name).returncode:
-                    raise RuntimeError(f"the run {name} failed; see {root / 'runs' / name / 'log.txt'}")
-            if time.monotonic() - said > 20:
-                said = time.monotonic()
-                for name in running:
-                    print(f"{name}: {last_line(root / 'runs' / name / 'log.txt')}", flush=True)
-    finally:
-        for process in running.values():  # each saves and ends; a second SIGINT after Ctrl-C's own would cut that short
-            process.terminate()
-            process.wait()
-
-
-def start(arguments: list[str], log_file: Path) -> subprocess.Popen[bytes]:
-    """`lit-cpt` in a process of its own, one thread."""
-    log_file.parent.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with log_file.open("ab") as file:
-        return subprocess.Popen([sys.executable, "-m", "lit_cpt", *arguments], stdout=file, stderr=file,
-                                stdin=subprocess.DEVNULL, env=environment)
-
-
-def last_line(log_file: Path) -> str:
-    """What a run said last."""
-    return log_file.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
+    run_side_by_side({name: Job(root / "runs" / name / "log.txt", partial(list, arguments))
+                      for name, arguments in waiting.items()}, [{}] * (os.cpu_count() or 1))
 
 
 def fit_arguments(root: Path, name: str, config: dict[str, Any]) -> list[str]:

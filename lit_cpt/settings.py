@@ -97,12 +97,17 @@ def merged(arguments: Sequence[str]) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value, _ in options(arguments):
         if key == "config" and value is not None:
-            for group, members in read_config(value).items():
-                for name, member in members.items() if isinstance(members, dict) else [("", members)]:
-                    put(result, [group, name] if name else [group], member)
+            lay_over(result, read_config(value))
         elif key:
             put(result, key.split("."), True if value is None else yaml.safe_load(value))
     return result
+
+
+def lay_over(target: dict[str, Any], config: dict[str, Any]) -> None:
+    """Put the members of each group of ``config`` into ``target``, as `merged` does with one config after another."""
+    for group, members in config.items():
+        for name, member in members.items() if isinstance(members, dict) else [("", members)]:
+            put(target, [group, name] if name else [group], member)
 
 
 def put(target: dict[str, Any], path: list[str], value: Any) -> None:

@@ -16,16 +16,16 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     "publishing json_lines",
-    "units schedules blends events manifest documents intervals shelf sandbox signals weight_files",
+    "units schedules blends events manifest documents intervals shelf sandbox signals weight_files settings",
     "recipe shards remote occasions evaluations source_facts ledger pauses",
     "plan blend_design orders identity store footprint score_changes background routing phases spikes rollback telling "
     "agenda tally source_losses tensor_parallel float8 objectives objects",
     "stream prepare parallel losses weights report checkpoints counters departures shortfalls curve_lr",
-    "microworld harness consolidation model_size forecast encoder_decoder mirror sharded_loading export",
+    "microworld harness lab consolidation model_size forecast encoder_decoder mirror sharded_loading export",
     "data module ablation outlook copying",
     "callbacks",
-    "arguments cli commands quickstart settings training data_check standalone restarts "
-    "eval_command eval_data_command checkpoint_command blend_command __main__ __init__ plan_command",
+    "arguments cli commands quickstart training data_check standalone restarts "
+    "ablate_command eval_command eval_data_command checkpoint_command blend_command __main__ __init__ plan_command",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
 FORBIDDEN = {"utils", "common", "helpers", "base"}

@@ -103,11 +103,6 @@ def test_scores_are_told_in_per_cent():
     assert quick.per_cent(Interval(0.5, 0.405, 0.6)) == " 50.0 [40.5, 60.0]"
 
 
-def test_the_last_line_of_a_log_is_what_a_run_said_last(tmp_path):
-    (tmp_path / "log.txt").write_bytes(b"first\nlast \xff\n\n")
-    assert quick.last_line(tmp_path / "log.txt") == "last \ufffd"
-
-
 def test_a_folder_begun_with_other_settings_is_not_gone_on_with(tmp_path):
     for _ in range(2):
         quick.check_folder(tmp_path / "out", {"seed": 0, "short": True})

@@ -1,0 +1,251 @@
+"""The comparison of a grid's arms: means over replicates, differences paired within each, and what they allow to say.
+
+A difference is told by two intervals, because two things vary. Over items: the same questions in both arms, averaged
+over replicates, whole clusters resampled. Over replicates: one difference for each seed (or base), Student's t.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev, variance
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from lit_cpt.intervals import Interval, average_interval, differences
+from lit_cpt.lab.grid import Arm
+from lit_cpt.report.comparison import AVERAGE, averaged, scored_families, why_unpaired
+from lit_cpt.report.runs import load_run
+
+LOSS = "val/"  # how the measures that are losses begin
+# Student's t, 97.5 %, for 1, 2, ... degrees of freedom; past these the normal's 1.96 and a first correction.
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one arm.
+
+    Args:
+        treatment: What is compared.
+        pair: Replicate that it shares with the arm it is compared with.
+        block: The replicate but for its seed.
+        evaluation: The last one, as its file has it; None if there is none with a score.
+        losses: Source to its last validation loss.
+    """
+
+    treatment: str
+    pair: str
+    block: str
+    evaluation: Mapping[str, Any] | None
+    losses: Mapping[str, float]
+
+    def measure(self, name: str) -> float | None:
+        """A score in per cent or a loss; None where the arm has none."""
+        if name.startswith(LOSS):
+            return self.losses.get(name.removeprefix(LOSS))
+        found = self.evaluation and (self.evaluation["average"] if name == AVERAGE
+                                     else self.evaluation["families"].get(name))
+        return 100 * found["score"] if found and found["score"] is not None else None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One treatment by one measure; scores in per cent, differences in points, losses in nats per token.
+
+    Args:
+        measure: A family, ``average``, or ``val/SOURCE``.
+        treatment: What was done.
+        count: Replicates that have it.
+        mean: Over them.
+        error: Standard error of the mean over replicates; None for fewer than two.
+        difference: From the control, mean over the replicates of both; None for the control itself.
+        over_items: 95 % interval of the difference over the drawing of questions; None for losses, or where the
+            arms were not asked the same.
+        over_replicates: 95 % interval of the difference over bases, or over the seeds of one; None for fewer than two.
+    """
+
+    measure: str
+    treatment: str
+    count: int
+    mean: float
+    error: float | None = None
+    difference: float | None = None
+    over_items: Interval | None = None
+    over_replicates: Interval | None = None
+
+    @property
+    def shown(self) -> bool | None:
+        """Whether the difference is more than chance, by every interval that there is; None if none can tell.
+
+        With a single seed no loss is told apart, and a score only for that seed.
+        """
+        known = [each for each in (self.over_items, self.over_replicates) if each is not None]
+        return all(each.excludes_zero for each in known) if known else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The table of a grid.
+
+    Args:
+        control: The treatment that the others are compared with.
+        lines: Measure by measure.
+        noise: Measure to the standard deviation of one arm over seeds, all else alike; None without two seeds.
+        notes: What the table lacks.
+    """
+
+    control: str
+    lines: tuple[Line, ...]
+    noise: Mapping[str, float | None]
+    notes: tuple[str, ...] = ()
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"control": self.control, "noise": dict(self.noise), "notes": list(self.notes),
+                "lines": [{**asdict(line), "shown": line.shown} for line in self.lines]}
+
+
+def outcome_of(arm: Arm, folder: Path) -> Outcome:
+    """What an arm's run folder tells of its end."""
+    run = load_run(folder)
+    ended = [one for one in run.scored if one["step"] == run.steps]
+    return Outcome(arm.treatment, arm.pair, arm.block, ended[-1] if ended else None,
+                   {source: points[-1][1] for source, points in run.validation.items()})
+
+
+def compare_arms(outcomes: Sequence[Outcome], control: str) -> Comparison:
+    """Compare treatments with the control, measure by measure."""
+    treatments: dict[str, dict[str, Outcome]] = defaultdict(dict)
+    for one in outcomes:
+        treatments[one.treatment][one.pair] = one
+    measures = measures_of(outcomes)
+    lines = [line_of(measure, name, arms, {} if name == control else treatments[control])
+             for measure in measures for name, arms in treatments.items()
+             if any(arm.measure(measure) is not None for arm in arms.values())]
+    return Comparison(control, tuple(lines), {measure: noise(measure, outcomes) for measure in measures},
+                      tuple(lacks(outcomes)))
+
+
+def measures_of(outcomes: Iterable[Outcome]) -> list[str]:
+    """Families, their average, and losses, in order of first sight."""
+    scores = dict.fromkeys(family for one in outcomes if one.evaluation for family in scored_families(
+        dict(one.evaluation)))
+    losses = dict.fromkeys(f"{LOSS}{source}" for one in outcomes for source in one.losses)
+    return [*scores, *[AVERAGE] * bool(scores), *losses]
+
+
+def line_of(measure: str, treatment: str, arms: Mapping[str, Outcome], control: Mapping[str, Outcome]) -> Line:
+    """One treatment against the control; without a control only its own figures."""
+    values = {pair: value for pair, arm in arms.items() if (value := arm.measure(measure)) is not None}
+    error = stdev(values.values()) / math.sqrt(len(values)) if len(values) > 1 else None
+    own = Line(measure, treatment, len(values), fmean(values.values()), error)
+    theirs = {pair: other.measure(measure) for pair, other in control.items()}
+    gaps = {pair: value - other for pair, value in values.items() if (other := theirs.get(pair)) is not None}
+    if not gaps:
+        return own
+    items = None if measure.startswith(LOSS) else over_items(measure, [(arms[pair], control[pair]) for pair in gaps])
+    return replace(own, difference=fmean(gaps.values()), over_items=items,
+                   over_replicates=over_replicates([(arms[pair].block, gap) for pair, gap in gaps.items()]))
+
+
+def over_replicates(gaps: Sequence[tuple[str, float]]) -> Interval | None:
+    """The mean of paired differences with its 95 % t interval; None for fewer than two.
+
+    Seeds of one base are no new bases: with several blocks, each counts once, by the mean of its seeds.
+
+    Args:
+        gaps: Block and difference of each replicate.
+    """
+    blocks = [block for block, _ in gaps]
+    means = [fmean(gap for other, gap in gaps if other == block) for block in dict.fromkeys(blocks)]
+    counted = means if len(means) > 1 else [gap for _, gap in gaps]
+    freedom = len(counted) - 1
+    if freedom < 1:
+        return None
+    student = STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96 + 2.4 / freedom
+    mean, reach = fmean(counted), student * stdev(counted) / math.sqrt(len(counted))
+    return Interval(mean, mean - reach, mean + reach)
+
+
+def over_items(measure: str, pairs: Sequence[tuple[Outcome, Outcome]]) -> Interval | None:
+    """The difference in points with its 95 % interval over items; None if an arm was asked something else.
+
+    Replicates that were asked the same questions are averaged question by question first: a question that is drawn
+    anew is drawn for all of them.
+    """
+    found: dict[tuple[str, tuple[str, ...]], list[list[float]]] = defaultdict(list)
+    for ours, theirs in pairs:
+        assert ours.evaluation is not None
+        assert theirs.evaluation is not None
+        one, other = dict(ours.evaluation), dict(theirs.evaluation)
+        families = averaged(one) if measure == AVERAGE else [measure]
+        if measure == AVERAGE and set(families) != set(averaged(other)):
+            return None
+        if why_unpaired(one["families"], other["families"], families):
+            return None
+        for family in families:
+            mine, yours = one["families"][family], other["families"][family]
+            found[family, tuple(mine["clusters"])].append(differences(mine["hits"], yours["hits"]))
+    mean = {f"{family}/{place}": [100 * gap for gap in np.mean(gaps, axis=0)]
+            for place, ((family, _), gaps) in enumerate(found.items())}
+    clusters = {f"{family}/{place}": asked for place, (family, asked) in enumerate(found)}
+    return average_interval(mean, clusters)
+
+
+def noise(measure: str, outcomes: Iterable[Outcome]) -> float | None:
+    """Standard deviation of one arm over seeds, pooled over treatments and blocks; None without two seeds of any."""
+    alike: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for one in outcomes:
+        if (value := one.measure(measure)) is not None:
+            alike[one.treatment, one.block].append(value)
+    several = [values for values in alike.values() if len(values) > 1]
+    freedom = sum(len(values) - 1 for values in several)
+    return math.sqrt(sum((len(values) - 1) * variance(values) for values in several) / freedom) if freedom else None
+
+
+def lacks(outcomes: Sequence[Outcome]) -> Iterable[str]:
+    """What makes the table less than it could be, one sentence each."""
+    without = [",".join(filter(None, (one.treatment, one.pair))) for one in outcomes if one.evaluation is None]
+    if without:
+        yield f"no evaluation at the end of {', '.join(without)}"
+    if len({one.pair for one in outcomes}) == 1:
+        yield "one replicate: nothing here covers another seed or base model"
+
+
+def render_arms(found: Comparison) -> str:
+    """The table and how to read it, for a terminal."""
+    head = ["measure", "arm", "n", "mean ± s.e.", f"minus {found.control}", "over items", "over replicates", "noise",
+            "difference"]
+    notes = [f"! {note}" for note in found.notes]
+    rows = [cells(line, found) for line in found.lines]
+    return "\n".join([tabulate(rows, head, disable_numparse=True), "", *READING, *notes])
+
+
+def cells(line: Line, found: Comparison) -> list[str]:
+    """A row of the table."""
+    floor, said, gap = found.noise[line.measure], "control" if line.treatment == found.control else "-", "-"
+    digits = 3 if line.measure.startswith(LOSS) else 1
+    mean = f"{line.mean:.{digits}f}" + ("" if line.error is None else f" ± {line.error:.{digits}f}")
+    if line.difference is not None:
+        gap = f"{line.difference:+.{digits}f}"
+        said = {True: "shown", False: "not shown", None: "cannot be told"}[line.shown]
+    return [line.measure, line.treatment, str(line.count), mean, gap, between(line.over_items, digits),
+            between(line.over_replicates, digits), "-" if floor is None else f"{floor:.{digits}f}", said]
+
+
+def between(found: Interval | None, digits: int) -> str:
+    """An interval's ends."""
+    return "-" if found is None else f"{found.low:+.{digits}f} to {found.high:+.{digits}f}"
+
+
+READING = (
+    "Scores in per cent, val/ losses in nats per token; s.e. over replicates. Differences: paired within a replicate,",
+    "with 95 % intervals over items (clusters resampled) and over replicates (t). noise: s.d. of one arm over seeds.",
+    "shown: zero lies outside every interval there is. Not corrected for the number of comparisons.",
+)

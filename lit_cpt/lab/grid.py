@@ -1,0 +1,220 @@
+"""A grid file → arms: each the config of an ordinary run, with a name that tells its place in the grid."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+from lit_cpt.settings import find_config, lay_over, read_config
+
+KEYS = ("base", "axes", "replicates", "control")
+SEED = "seed"  # the replicate axis over which the noise floor is told
+LABEL = re.compile(r"[A-Za-z0-9_.+-]+")
+
+Config = dict[str, Any]
+Labels = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One run of the grid.
+
+    Args:
+        labels: Axis to its value's name: what is compared.
+        replicate: The same of the axes that only repeat it: seeds, base models.
+        config: Of the run, as plain values.
+    """
+
+    labels: Labels
+    replicate: Labels
+    config: Config = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """``switch=0.2,seed=1``: also the name of its folder."""
+        return spelled({**self.labels, **self.replicate})
+
+    @property
+    def treatment(self) -> str:
+        """What is compared: ``switch=0.2``."""
+        return spelled(self.labels)
+
+    @property
+    def pair(self) -> str:
+        """What it has in common with the arm that it is compared with: ``seed=1``; empty without replicates."""
+        return spelled(self.replicate)
+
+    @property
+    def block(self) -> str:
+        """The replicate but for its seed: arms of one block and treatment differ by noise alone."""
+        return spelled({axis: label for axis, label in self.replicate.items() if axis != SEED})
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Arms in the order of the file, and the treatment that the others are compared with."""
+
+    arms: tuple[Arm, ...]
+    control: str
+
+
+def spelled(labels: Labels) -> str:
+    """Labels as a name."""
+    return ",".join(f"{axis}={label}" for axis, label in labels.items())
+
+
+def read_grid(path: str | Path) -> Grid:
+    """The grid that a file describes.
+
+    Args:
+        path: YAML with ``base`` (configs, as for `fit`, or mappings), ``axes``, optionally ``replicates``, and
+            ``control``, the value of each axis that the others are compared with.
+
+    Raises:
+        ValueError: It is no such file; the message tells where.
+        FileNotFoundError: It, or a config that it names, is not there.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such file. Give one with {', '.join(KEYS)} (docs/ablations.md).")
+    content = read_config(path)
+    if unknown := [key for key in content if key not in KEYS]:
+        raise ValueError(f"{path}: {unknown[0]!r} is no part of a grid; its parts are {', '.join(KEYS)}.")
+    if lacking := [key for key in ("base", "axes", "control") if not content.get(key)]:
+        raise ValueError(f"{path} lacks {lacking[0]}: a grid needs base, axes and control (docs/ablations.md).")
+    try:
+        return grid_of(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def grid_of(content: Mapping[str, Any]) -> Grid:
+    """The grid of a file's content.
+
+    Raises:
+        ValueError: A part that is none.
+    """
+    base: Config = {}
+    given = content["base"]
+    for part in given if isinstance(given, list) else [given]:
+        lay_over(base, deepcopy(config_of(part, "base")))
+    axes, replicates = (axes_of(content.get(key) or {}, key) for key in ("axes", "replicates"))
+    if twice := axes.keys() & replicates.keys():
+        raise ValueError(f"{min(twice)} stands in axes and in replicates: leave it in one of them.")
+    arms = tuple(arm(base, axes, replicates, labels) for labels in product(*({**axes, **replicates}).values()))
+    for one, other in combinations(arms, 2):
+        if one.config == other.config:
+            raise ValueError(f"{one.name} and {other.name} are the same run: take one out, or let them differ.")
+    return Grid(arms, spelled(control_of(content["control"], axes)))
+
+
+def axes_of(given: Any, part: str) -> dict[str, dict[str, Config]]:
+    """Axis → label → what it changes."""
+    if not isinstance(given, dict):
+        raise ValueError(f"{part} is {given!r}: write NAME: {{KEY: [VALUE, ...]}} for each axis.")
+    return {name_of(axis, part): values_of(values, f"{part}.{axis}") for axis, values in given.items()}
+
+
+def values_of(given: Any, axis: str) -> dict[str, Config]:
+    """Label → what it changes, from lists of values side by side or from named configs.
+
+    Raises:
+        ValueError: Neither, or a mixture.
+    """
+    if not isinstance(given, dict) or not given:
+        raise ValueError(f"{axis} is {given!r}: write {{KEY: [VALUE, ...]}} or {{LABEL: {{KEY: VALUE}}, ...}}.")
+    listed = [isinstance(values, list) for values in given.values()]
+    if not any(listed):
+        return {name_of(label, axis): config_of(overlay, f"{axis}.{label}") for label, overlay in given.items()}
+    if not all(listed):
+        raise ValueError(f"{axis} has {', '.join(given)}: either every key has a list of values, or every label a "
+                         "config of its own.")
+    sizes = {key: len(values) for key, values in given.items()}
+    if len(set(sizes.values())) > 1 or 0 in sizes.values():
+        told = ", ".join(f"{key} {size}" for key, size in sizes.items())
+        raise ValueError(f"{axis} has lists of different length ({told}): the keys of an axis move together.")
+    labels = [name_of(value, axis) for value in next(iter(given.values()))]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ValueError(f"{axis} has {twice[0]} twice.")
+    return {label: {key: values[place] for key, values in given.items()} for place, label in enumerate(labels)}
+
+
+def name_of(value: Any, where: str) -> str:
+    """A value as a part of a folder's name.
+
+    Raises:
+        ValueError: It has other signs than a name may have.
+    """
+    label = str(value)
+    if not LABEL.fullmatch(label):
+        raise ValueError(f"{where}: {label!r} is no name (letters, digits, _ . + -): give it one, "
+                         "as in LABEL: {KEY: VALUE}.")
+    return label
+
+
+def config_of(given: Any, where: str) -> Config:
+    """A mapping as it is, a name as the config that it means.
+
+    Raises:
+        ValueError: Neither.
+    """
+    if isinstance(given, str):
+        return read_config(find_config(given))
+    if not isinstance(given, dict):
+        raise ValueError(f"{where} is {given!r}: give a config's name or path, or a mapping such as "
+                         "recipe.curve.init_args.eta_min: 0.")
+    return given
+
+
+def arm(base: Config, axes: Mapping[str, Mapping[str, Config]], replicates: Mapping[str, Mapping[str, Config]],
+        labels: tuple[str, ...]) -> Arm:
+    """The arm at one place of the grid: later axes over earlier ones, all over the base."""
+    config, every = deepcopy(base), {**axes, **replicates}
+    for values, label in zip(every.values(), labels, strict=True):
+        for key, value in deepcopy(dict(values[label])).items():
+            reach(config, key.split("."), value) if "." in key else lay_over(config, {key: value})
+    placed = dict(zip(every, labels, strict=True))
+    return Arm({axis: placed[axis] for axis in axes}, {axis: placed[axis] for axis in replicates}, config)
+
+
+def reach(config: Config, path: list[str], value: Any) -> None:
+    """Set what a dotted key leads to; a number means an item of a list that is there.
+
+    Raises:
+        ValueError: The way ends at something that has no such part.
+    """
+    inside: Any = config
+    for place, name in enumerate(path):
+        last, here = place == len(path) - 1, ".".join(path[:place])
+        key: Any = name
+        if isinstance(inside, list):
+            if not name.isdigit() or int(name) >= len(inside):
+                raise ValueError(f"{'.'.join(path)}: the base's {here} has items 0 to {len(inside) - 1}, not {name}.")
+            key = int(name)
+        elif not isinstance(inside, dict) or (name.isdigit() and name not in inside):
+            raise ValueError(f"{'.'.join(path)}: the base's {here} is {inside or None!r}, which has no {name}.")
+        if last:
+            inside[key] = value
+        else:
+            inside = inside[key] if isinstance(inside, list) else inside.setdefault(name, {})
+
+
+def control_of(given: Any, axes: Mapping[str, Mapping[str, Config]]) -> Labels:
+    """The control's label on each axis.
+
+    Raises:
+        ValueError: It names none of the grid's.
+    """
+    if not isinstance(given, dict) or {str(axis) for axis in given} != set(axes):
+        raise ValueError(f"control is {given!r}: name a value of each of {', '.join(axes)}, such as "
+                         f"{next(iter(axes))}: {next(iter(next(iter(axes.values()))))}.")
+    chosen = {axis: str(given[axis]) for axis in axes}
+    for axis, label in chosen.items():
+        if label not in axes[axis]:
+            raise ValueError(f"control.{axis} is {label}: the axis has {', '.join(axes[axis])}.")
+    return chosen

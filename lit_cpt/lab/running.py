@@ -1,0 +1,118 @@
+"""Trains the arms of a grid: ordinary `fit` runs in ``DIR/runs``, each from a checkpoint of the one it shares with."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import yaml
+
+from lit_cpt.checkpoints import damage, newest_whole, step_of, step_path
+from lit_cpt.events import read_events
+from lit_cpt.lab.branching import branch
+from lit_cpt.lab.grid import Arm
+from lit_cpt.lab.side_by_side import Environment, Job, run_side_by_side
+from lit_cpt.lab.trunk import Course, Legs, branch_points, changed_fields
+
+log = logging.getLogger(__name__)
+
+SETTLED_SECONDS = 2.0  # after a checkpoint its run still brings its logs to the disk
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A grid in its folder.
+
+    Args:
+        root: The folder.
+        courses: What each arm trains.
+        legs: What of it by itself.
+    """
+
+    root: Path
+    courses: Mapping[str, Course]
+    legs: Legs
+
+    def run(self, arm: str) -> Path:
+        """The run folder of an arm."""
+        return self.root / "runs" / arm
+
+    def config(self, arm: str) -> Path:
+        """The config of an arm, as `fit` takes it."""
+        return self.root / "arms" / f"{arm}.yaml"
+
+
+def write_arms(bench: Bench, arms: Sequence[Arm]) -> None:
+    """Write each arm's config.
+
+    Raises:
+        FileExistsError: The folder holds an arm of this name with another config.
+    """
+    for arm in arms:
+        path = bench.config(arm.name)
+        if path.exists() and yaml.safe_load(path.read_text(encoding="utf-8")) != arm.config:
+            raise FileExistsError(f"{path} is the config of another run than this grid's {arm.name}: name another "
+                                  "--output, or restore the grid.")
+    for arm in arms:
+        path = bench.config(arm.name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(arm.config, sort_keys=False), encoding="utf-8")
+
+
+def train_arms(bench: Bench, slots: Sequence[Environment]) -> None:
+    """Train what is not trained yet.
+
+    Raises:
+        ArmFailed: An arm failed; the others have been trained.
+    """
+    left = [arm for arm in bench.legs if not finished(bench, arm)]
+    log.info("%d of %d arms are trained already", len(bench.legs) - len(left), len(bench.legs))
+    run_side_by_side({arm: Job(bench.root / "logs" / f"{arm}.txt", partial(fit_arguments, bench, arm),
+                               partial(ready, bench, arm)) for arm in left}, slots)
+
+
+def finished(bench: Bench, arm: str) -> bool:
+    """Whether an arm was trained to its end."""
+    return any(event["event"] == "finish" and event["step"] == bench.legs[arm].steps
+               for event in read_events(bench.run(arm)))
+
+
+def ready(bench: Bench, arm: str, running: Collection[str]) -> bool:
+    """Whether what an arm goes on from is there."""
+    leg = bench.legs[arm]
+    if leg.parent is None or own_checkpoint(bench, arm):
+        return True
+    path = step_path(bench.run(leg.parent) / "checkpoints", leg.start)
+    if not path.exists() or damage(path) is not None:
+        return finished(bench, leg.parent)  # before this arm was asked for: what is earlier has to do
+    return leg.parent not in running or time.time() - path.stat().st_mtime > SETTLED_SECONDS
+
+
+def own_checkpoint(bench: Bench, arm: str) -> bool:
+    """Whether an arm was begun and saved."""
+    return newest_whole(bench.run(arm) / "checkpoints")[0] is not None
+
+
+def fit_arguments(bench: Bench, arm: str) -> list[str]:
+    """The arguments of `lit-cpt` that train an arm, or go on with it; its folder gets the records of its trunk."""
+    arguments = ["fit", "--config", str(bench.config(arm)), "--run", str(bench.run(arm))]
+    if points := branch_points(bench.legs, arm):
+        keeper = {"class_path": "lit_cpt.callbacks.BranchPointCallback", "init_args": {"steps": points}}
+        arguments += [f"--trainer.callbacks+={json.dumps(keeper)}"]
+    if own_checkpoint(bench, arm):
+        return [*arguments, "--ckpt_path", "last"]
+    leg = bench.legs[arm]
+    found = leg.parent and newest_whole(bench.run(leg.parent) / "checkpoints", before=leg.start + 1)[0]
+    if not found:
+        return arguments
+    assert leg.parent is not None
+    step, courses = step_of(found) or 0, bench.courses
+    branch(bench.run(leg.parent), bench.run(arm), step, step * leg.tokens_per_step)
+    for field in changed_fields(courses[leg.parent].recipe, courses[arm].recipe):
+        arguments += ["--allow-change", field]
+    return [*arguments, "--ckpt_path", str(found)]

@@ -1,0 +1,111 @@
+"""Runs `lit-cpt` commands as processes, so many at once, and ends them all, each saved, if it is ended itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.2
+SAY_SECONDS = 20.0
+
+Environment = Mapping[str, str]
+
+
+class ArmFailed(RuntimeError):
+    """A run did not come to its end; its log tells why."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One command to run.
+
+    Args:
+        log: Where its output goes.
+        arguments: Makes `lit-cpt`'s arguments when it is started.
+        ready: Whether it can be started, by the names of the jobs that run.
+    """
+
+    log: Path
+    arguments: Callable[[], list[str]]
+    ready: Callable[[Collection[str]], bool] = lambda running: True
+
+
+def run_side_by_side(jobs: Mapping[str, Job], slots: Sequence[Environment]) -> None:
+    """Run all jobs to their ends, in their order where several are ready; a failure ends no other job.
+
+    Args:
+        jobs: By name.
+        slots: What each of the places adds to the environment of the job that runs in it, such as a device.
+
+    Raises:
+        ArmFailed: A job failed; its log is named, and what could not be started without it.
+    """
+    waiting, failed, free = dict(jobs), [], list(slots)
+    running: dict[str, tuple[subprocess.Popen[bytes], Environment]] = {}
+    said = time.monotonic()
+    with sigterm_as_ctrl_c():
+        try:
+            while True:
+                for name in [name for name, job in waiting.items() if free and job.ready(running.keys())][:len(free)]:
+                    job, slot = waiting.pop(name), free.pop(0)
+                    running[name] = (start(job, slot), slot)
+                if not running:
+                    break
+                time.sleep(LOOK_SECONDS)
+                for name in [name for name, (process, _) in running.items() if process.poll() is not None]:
+                    process, slot = running.pop(name)
+                    free.append(slot)
+                    failed += [name] * bool(process.returncode)
+                    log.info("%s: %s", name, "failed" if process.returncode else "done")
+                if time.monotonic() - said > SAY_SECONDS:
+                    said = time.monotonic()
+                    for name in running:
+                        log.info("%s: %s", name, last_line(jobs[name].log) or "starting")
+        finally:
+            for process, _ in running.values():  # each saves and ends; a second SIGINT after Ctrl-C's own would not
+                process.terminate()
+            for process, _ in running.values():
+                process.wait()
+    if failed or waiting:
+        told = [f"the run {name} failed; see {jobs[name].log}" for name in failed]
+        raise ArmFailed("; ".join([*told, *(f"{name} waits for what is not there" for name in waiting)])
+                        + ". The same command goes on with what is left.")
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Let SIGTERM, by which a scheduler ends a job, raise KeyboardInterrupt as Ctrl-C does."""
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def start(job: Job, slot: Environment) -> subprocess.Popen[bytes]:
+    """`lit-cpt` in a process of its own; one thread, unless the environment says otherwise."""
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    arguments, environment = job.arguments(), {"OMP_NUM_THREADS": "1", **os.environ, **slot}
+    with job.log.open("ab") as file:
+        return subprocess.Popen([sys.executable, "-m", "lit_cpt", *arguments], stdout=file, stderr=file,
+                                stdin=subprocess.DEVNULL, env=environment)
+
+
+def last_line(log_file: Path) -> str:
+    """What a run said last."""
+    return log_file.read_text(encoding="utf-8", errors="replace").strip().rpartition("\n")[2]
