@@ -10,10 +10,9 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import get_total_norm
 
 from lit_cpt.checkpoints import finish_saving, folder_of, newest_whole
+from lit_cpt.gradients import gradient_norm
 from lit_cpt.phases import phases_begun
 from lit_cpt.rollback import RolledBack, Unstable
 from lit_cpt.spikes import Watch
@@ -36,7 +35,8 @@ class StabilityCallback(Callback):
     count as seen, for the learning rate goes on.
 
     ``rollback`` goes on from the newest whole checkpoint before the spike and passes over the batches from the first
-    spike to the last that was read with it; it needs a `BlendedDataLoader`, and a caller that goes on
+    spike to the last that was read with it; where the first step from there spikes again, the weights of that
+    checkpoint are the harm, and an older one is taken. It needs a `BlendedDataLoader`, and a caller that goes on
     (`lit_cpt.rollback.persevere`), as ``lit-cpt fit`` does.
 
     Args:
@@ -63,13 +63,13 @@ class StabilityCallback(Callback):
         self.loss: torch.Tensor | float = 0.0  # of the micro-batches of the step that is being made
         self.scores: list[torch.Tensor] = []  # of the steps since the last look, on the device
         self.loaded: list[torch.Tensor] = []  # scores that a checkpoint held
-        self.skipped_in_a_row = self.rollbacks = self.phases = 0
+        self.skipped_in_a_row = self.rollbacks = self.phases = self.began = 0
 
     # On the device ----------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See that what was asked for can be done."""
-        self.loss, self.phases = 0.0, len(phases_begun(trainer))
+        self.loss, self.phases, self.began = 0.0, len(phases_begun(trainer)), trainer.global_step
         self.scores, self.loaded = [score.to(trainer.strategy.root_device) for score in self.loaded], []
         if self.spike == "rollback" and not all(isinstance(one, BlendedDataLoader) for one in train_loaders(trainer)):
             kinds = ", ".join(type(one).__name__ for one in train_loaders(trainer)) or "none"
@@ -83,9 +83,7 @@ class StabilityCallback(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule,
                                  optimizer: torch.optim.Optimizer) -> None:
         """Judge the step, before the gradient is clipped."""
-        gradients = [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
-        norm = get_total_norm(gradients)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = norm_of(pl_module, optimizer)
         found = torch.stack([torch.as_tensor(self.loss, device=norm.device), norm.float()])
         if trainer.world_size > 1:  # the ranks' own losses; their norms are one already, but for a foreign strategy
             dist.all_reduce(found)
@@ -155,11 +153,12 @@ class StabilityCallback(Callback):
         if self.rollbacks >= self.patience:
             self.give_up(trainer, harmed[0], f"the run was rolled back {self.rollbacks} times already")
         finish_saving(trainer)
-        path = trainer.strategy.broadcast(newest_whole(folder_of(trainer), harmed[0])[0])
+        spoilt = bool(self.rollbacks) and harmed[0] == self.began + 1  # by the update before the checkpoint was made
+        path = trainer.strategy.broadcast(newest_whole(folder_of(trainer), harmed[0] - spoilt)[0])
         if path is None:
             self.give_up(trainer, harmed[0], "there is no checkpoint from before it to go back to")
         self.rollbacks += 1
-        loader, steps = train_loaders(trainer)[0], (harmed[0] - 1, harmed[-1])
+        loader, steps = train_loaders(trainer)[0], (harmed[0] - 1 - spoilt, harmed[-1])
         batch = loader.stride * trainer.accumulate_grad_batches
         first, stop = (loader.place_of(step * batch) // batch for step in steps)
         record(pl_module, "rollback", checkpoint=str(path), pass_over=[first, stop])
@@ -170,7 +169,13 @@ class StabilityCallback(Callback):
         path, _ = newest_whole(folder_of(trainer), step)
         raise Unstable(f"training is unstable at step {step}: {why}. The newest whole checkpoint from before is "
                        f"{path or 'none'}. Lower the learning rate, look at the data of these steps, or raise "
-                       "patience.")
+                       "patience.", path)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Look before a spike is saved that is to be undone: it would push out the checkpoint to go back to."""
+        if self.spike == "rollback" and not trainer.interrupted and any(
+                kind(score.tolist(), self.watch.threshold) == "spike" for score in self.scores):
+            self.look(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next steps are judged by, and what was not looked at yet."""
@@ -182,6 +187,14 @@ class StabilityCallback(Callback):
         self.watch.load_state_dict(state_dict["watch"])
         self.skipped_in_a_row = state_dict["skipped_in_a_row"]
         self.loaded = [torch.tensor(score) for score in state_dict["scores"]]
+
+
+def norm_of(module: LightningModule, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """Norm of the gradient that ``optimizer`` is to use; the module's own where it measures it anyway, to clip."""
+    if (measured := getattr(module, "measured_norm", None)) is not None:
+        norm: torch.Tensor = measured()
+        return norm
+    return gradient_norm(parameter for group in optimizer.param_groups for parameter in group["params"])
 
 
 def refuse(optimizer: torch.optim.Optimizer, verdict: torch.Tensor) -> None:
