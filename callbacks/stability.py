@@ -41,7 +41,8 @@ class StabilityCallback(Callback):
 
     Args:
         spike: What becomes of a spike: ``log``, ``skip`` or ``rollback``.
-        threshold: Deviations above the median of the window beyond which loss or gradient norm is a spike.
+        threshold: Deviations above the median of the window beyond which the loss is a spike; the logarithm of the
+            gradient norm is one beyond twice as many.
         window: Steps in the window; after a phase switch it begins anew.
         patience: Steps skipped in a row, or rollbacks in all, after which the run is given up.
 
@@ -59,7 +60,7 @@ class StabilityCallback(Callback):
             if value < least:
                 raise ValueError(f"{name}={value} must be at least {least}.")
         self.spike, self.patience = spike, patience
-        self.watch = Watch(NAMES, window, threshold)
+        self.watch = Watch(NAMES, window, threshold, skewed=NAMES[1:])
         self.loss: torch.Tensor | float = 0.0  # of the micro-batches of the step that is being made
         self.scores: list[torch.Tensor] = []  # of the steps since the last look, on the device
         self.loaded: list[torch.Tensor] = []  # scores that a checkpoint held
@@ -89,7 +90,7 @@ class StabilityCallback(Callback):
             dist.all_reduce(found)
             found = found / trainer.world_size
         score = self.watch.judge(found)
-        worst = self.watch.threshold if self.spike == "skip" else torch.finfo(torch.float32).max
+        worst = self.watch.limits if self.spike == "skip" else torch.finfo(torch.float32).max
         refuse(optimizer, (score > worst).any())
         self.scores.append(score)
         self.loss = 0.0
@@ -125,12 +126,13 @@ class StabilityCallback(Callback):
         scores = torch.stack(self.scores).tolist() if self.scores else []
         first, self.scores = trainer.global_step - len(scores) + 1, []
         harmed: list[int] = []
+        limits = self.watch.limits.tolist()
         for step, score in enumerate(scores, first):
-            what = kind(score, self.watch.threshold)
+            what = kind(score, limits)
             skipped = what == "not finite" or (what == "spike" and self.spike == "skip")
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
             if what is not None:
-                self.tell(pl_module, step, what, score, skipped)
+                self.tell(pl_module, step, what, [*zip(NAMES, score, limits, strict=True)], skipped)
             if what == "spike" and self.spike == "rollback":
                 harmed.append(step)
             if self.skipped_in_a_row >= self.patience:
@@ -138,15 +140,15 @@ class StabilityCallback(Callback):
         if harmed:
             self.roll_back(trainer, pl_module, harmed)
 
-    def tell(self, pl_module: LightningModule, step: int, what: str, score: list[float], skipped: bool) -> None:
+    def tell(self, pl_module: LightningModule, step: int, what: str, scores: list[tuple[str, float, float]],
+             skipped: bool) -> None:
         """A line in the log, and in the run's diary where the module keeps one."""
-        told = " and ".join(name if what == "not finite" else f"{name} {value:.1f} deviations above its median"
-                            for name, value in zip(NAMES, score, strict=True)
-                            if value > self.watch.threshold)
+        told = " and ".join(name if what == "not finite" else f"{name} {score:.1f} deviations above its median"
+                            for name, score, limit in scores if score > limit)
         log.warning("step %d: %s%s%s", step, told, " not finite" if what == "not finite" else "",
                     "; skipped" if skipped else "")
         record(pl_module, "spike", at_step=step, what=what, skipped=skipped,
-               scores=[round(value, 2) if value != float("inf") else None for value in score])
+               scores=[round(score, 2) if score != float("inf") else None for _, score, _ in scores])
 
     def roll_back(self, trainer: Trainer, pl_module: LightningModule, harmed: list[int]) -> None:
         """End this fit: it goes on from before the harm."""
@@ -174,7 +176,7 @@ class StabilityCallback(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Look before a spike is saved that is to be undone: it would push out the checkpoint to go back to."""
         if self.spike == "rollback" and not trainer.interrupted and any(
-                kind(score.tolist(), self.watch.threshold) == "spike" for score in self.scores):
+                kind(score.tolist(), self.watch.limits.tolist()) == "spike" for score in self.scores):
             self.look(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
@@ -205,8 +207,8 @@ def refuse(optimizer: torch.optim.Optimizer, verdict: torch.Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)  # without a gradient there is no step
 
 
-def kind(score: list[float], threshold: float) -> str | None:
+def kind(scores: list[float], limits: list[float]) -> str | None:
     """What a step's scores tell; None of a healthy one."""
-    if float("inf") in score:
+    if float("inf") in scores:
         return "not finite"
-    return "spike" if max(score) > threshold else None
+    return "spike" if any(score > limit for score, limit in zip(scores, limits, strict=True)) else None

@@ -35,8 +35,8 @@ COMMANDS = {
     "report": ("one page for one run or several", "lit_cpt.commands:report_command"),
 }
 ENDS = ("Unreachable", "RankLost", "Unstable", "Stalled")  # of remote, restarts, rollback and stream
-SMALLER = {"fit": "Lower data.micro_batch, which changes no step: accumulation makes up for it. Or recompute activations: "
-           "--config hardware/sharded --trainer.strategy.init_args.activation_checkpointing true."}
+SMALLER = {"fit": "Lower data.micro_batch, which changes no step: accumulation makes up for it. Or recompute "
+                  "activations: --config hardware/sharded --trainer.strategy.init_args.activation_checkpointing true."}
 USAGE = """usage: lit-cpt COMMAND [OPTIONS]
 
 Continued pretraining of language models, by the recipe of arXiv 2407.07263.

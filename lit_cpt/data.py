@@ -57,8 +57,8 @@ class BlendDataModule(pl.LightningDataModule):
         remote: Cache and client settings for sources in an object store.
         pass_over: Stretches of the stream that are not trained on, each its first global batch and one past its
             last, counted from the beginning of the run: where something in the data has harmed it.
-        timeout: Seconds that a batch may take before the run ends and says so, less than the 600 that NCCL gives other
-            ranks; 0 waits for ever.
+        timeout: Seconds that a batch may take before the run ends and says so, less than the half hour that other ranks
+            wait for this one; 0 waits for ever.
         allow_change: What a resumed run may have changed, such as ``data.seed`` (``--allow-change``).
 
     Raises:
@@ -68,7 +68,7 @@ class BlendDataModule(pl.LightningDataModule):
     def __init__(self, recipe: Recipe, sources: dict[str, str], sequence_length: int = 2048, global_batch: int = 64,
                  micro_batch: int = 1, workers: int = 2, seed: int = 42, window: int = 8,
                  shards: int = 1, validation_blocks: int = 256, remote: Remote = DEFAULTS,
-                 pass_over: Sequence[tuple[int, int]] = (), timeout: float = 480.0,
+                 pass_over: Sequence[tuple[int, int]] = (), timeout: float = 600.0,
                  allow_change: list[str] | None = None) -> None:
         super().__init__()
         self.recipe, self.sources = recipe, dict(sources)

@@ -101,7 +101,8 @@ class Troubled(Run):
             if item["class_path"].endswith(".StabilityCallback"):
                 item["init_args"] = self.case.guard
         if self.case.kind:
-            callbacks.append({"class_path": "mishaps.Mishap", "init_args": {"kind": self.case.kind, "step": self.case.step}})
+            callbacks.append({"class_path": "mishaps.Mishap",
+                              "init_args": {"kind": self.case.kind, "step": self.case.step}})
         if self.case.name == "evaluation failure":
             callbacks.append({"class_path": "lit_cpt.callbacks.EvalCallback", "init_args": {
                 "suite": {"tasks": ["hellaswag"], "data": str(self.folder / "nothing")},
@@ -206,11 +207,12 @@ def agreement(run: Run) -> tuple[int, int]:
 
 
 def faults(folder: Path, ranks: Iterable[int], only: str = "", forked: bool = False) -> list[Outcome]:
-    """Play the cases; prints a line for each that went wrong."""
+    """Play the cases; prints a line for each, and what went wrong."""
     bench, outcomes = Bench(folder, forked), []
     for case in [case for case in CASES if re.search(only, case.name)]:
         for number in ranks:
             outcomes.append(outcome := play(bench, case, number))
+            print(" | ".join(map(str, outcome.row[:-1])), flush=True)
             for fault in outcome.faults:
                 print(f"{case.name}, {number} ranks: {fault}", flush=True)
     return outcomes

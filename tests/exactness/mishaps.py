@@ -40,8 +40,9 @@ class Mishap(Callback):
     def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
         """Strike where it is time."""
         loader, step = trainer.train_dataloader, trainer.global_step + 1
-        made = loader.position // (loader.stride * trainer.accumulate_grad_batches)  # steps' batches handed out
-        due = self.step <= made < self.step + POISONED if self.kind == "poison" else step == self.step
+        place = loader.place_of(loader.dataset.trained - loader.stride)  # of this batch, whatever was passed over
+        batch = place // (loader.stride * trainer.accumulate_grad_batches) + 1
+        due = self.step <= batch < self.step + POISONED if self.kind == "poison" else step == self.step
         self.strikes = due and attempt() == 1 and trainer.global_rank == trainer.world_size - 1
         if self.strikes and self.kind == "stall":  # the step is made, and the batch after it does not come
             SourceReader.read = lambda *_: time.sleep(60)
