@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
@@ -19,7 +19,7 @@ class Stalled(RuntimeError):
     """No batch came within the time that one may take."""
 
 
-def patient(batches: Iterator[Any], seconds: float, awaited: Callable[[], str]) -> Iterator[Any]:
+def patient(batches: Iterator[Any], seconds: float, awaited: Callable[[], str]) -> Generator[Any, None, None]:
     """Hand on ``batches``, which a thread of its own fetches: whoever waits for one is free to speak and to give up.
 
     A read that holds Python's lock, such as one from a mapped file whose disk is gone, holds the waiting too; in a

@@ -104,9 +104,10 @@ class Troubled(Run):
             callbacks.append({"class_path": "mishaps.Mishap",
                               "init_args": {"kind": self.case.kind, "step": self.case.step}})
         if self.case.name == "evaluation failure":
+            build_tokenizer(self.folder / "tokenizer")
             callbacks.append({"class_path": "lit_cpt.callbacks.EvalCallback", "init_args": {
                 "suite": {"tasks": ["hellaswag"], "data": str(self.folder / "nothing")},
-                "tokenizer": str(build_tokenizer(self.folder / "tokenizer"))}})
+                "tokenizer": str(self.folder / "tokenizer")}})
         config["data"] |= self.case.data
         path.write_text(yaml.safe_dump(config, sort_keys=False))
 
@@ -142,10 +143,10 @@ def play(bench: Bench, case: Case, ranks: int) -> Outcome:
     ends = list(attempts(run, Shape(ranks), reference))
     run.clean()
     alike, apart = agreement(run)
-    same = digests(run, 0)[-1][-1] == digests(reference, 0)[-1][-1]
+    same = [digest for *_, digest in digests(run, 0)[-1:]] == [digests(reference, 0)[-1][-1]]
     events, ledger = read_events(run.folder / "run"), read_ledger(run.folder / "run")
     skipped = sum(event["event"] == "spike" and event["skipped"] for event in events)
-    passed = sum(stop - first for first, stop in ledger[-1].get("passed_over", ()))
+    passed = sum(stop - first for first, stop in (ledger or [{}])[-1].get("passed_over", ()))
     again = len(digests(run, 0)) - STEPS
     faults = [*expected(case, ends, same, run), *([f"{apart} steps differ on rank 1"] if apart else [])]
     return Outcome(case, ranks, [end.status for end in ends], skipped * TOKENS + passed * LENGTH, again * TOKENS,
