@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
+from torch.nn.utils import clip_grads_with_norm_
 
 from lit_cpt.gradients import gradient_norm
 
@@ -31,9 +32,11 @@ def test_what_has_no_gradient_counts_nothing():
     assert gradient_norm([parameter(None)]) == 0
 
 
-def test_of_shards_it_is_a_plain_number(mesh):
+def test_of_shards_it_is_a_plain_number_by_which_they_can_be_clipped(mesh):
     sharded = torch.nn.Parameter(distribute_tensor(torch.zeros(2), mesh, [Shard(0)]))
     sharded.grad = distribute_tensor(torch.tensor([3.0, 4.0]), mesh, [Shard(0)])
     norm = gradient_norm([sharded])
     assert type(norm) is torch.Tensor
     assert norm == 5
+    clip_grads_with_norm_([sharded], 1.0, norm)
+    torch.testing.assert_close(sharded.grad.full_tensor(), torch.tensor([0.6, 0.8]))
