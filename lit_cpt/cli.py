@@ -128,7 +128,8 @@ def explain(error: BaseException, command: str) -> int:
               f"{f' The newest whole checkpoint is {newest}.' if newest else ''}", file=sys.stderr)
         say_how_to_resume(error)
         return 1
-    if type(error).__name__ in ENDS:
+    failed = isinstance(error, OSError) and error.errno == errno.EIO  # a disk, of this rank or of another
+    if failed or type(error).__name__ in ENDS:
         print(f"lit-cpt {command}: {str(error).rsplit('Unreachable: ', 1)[-1].strip()}", file=sys.stderr)
         say_how_to_resume(error)
         return 1

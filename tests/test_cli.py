@@ -228,6 +228,11 @@ def test_a_slip_in_our_own_code_is_not_the_users_mistake(tmp_path, monkeypatch):
         assert is_users(caught.value) is verdict
 
 
+def test_a_checkpoint_that_another_rank_could_not_write_is_one_line(capsys):
+    assert explain(OSError(5, "another rank could not write it", "step-4.ckpt"), "fit") == 1
+    assert capsys.readouterr().err == "lit-cpt fit: [Errno 5] another rank could not write it: 'step-4.ckpt'\n"
+
+
 class OutOfMemoryError(RuntimeError):
     """As torch's, which the command line knows by its name."""
 
