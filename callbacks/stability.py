@@ -10,10 +10,9 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch.distributed.tensor import DTensor
-from torch.nn.utils import get_total_norm
 
 from lit_cpt.checkpoints import finish_saving, folder_of, newest_whole
+from lit_cpt.gradients import gradient_norm
 from lit_cpt.phases import phases_begun
 from lit_cpt.rollback import RolledBack, Unstable
 from lit_cpt.spikes import Watch
@@ -36,12 +35,14 @@ class StabilityCallback(Callback):
     count as seen, for the learning rate goes on.
 
     ``rollback`` goes on from the newest whole checkpoint before the spike and passes over the batches from the first
-    spike to the last that was read with it; it needs a `BlendedDataLoader`, and a caller that goes on
+    spike to the last that was read with it; where the first step from there spikes again, the weights of that
+    checkpoint are the harm, and an older one is taken. It needs a `BlendedDataLoader`, and a caller that goes on
     (`lit_cpt.rollback.persevere`), as ``lit-cpt fit`` does.
 
     Args:
         spike: What becomes of a spike: ``log``, ``skip`` or ``rollback``.
-        threshold: Deviations above the median of the window beyond which loss or gradient norm is a spike.
+        threshold: Deviations above the median of the window beyond which the loss is a spike; the logarithm of the
+            gradient norm is one beyond twice as many.
         window: Steps in the window; after a phase switch it begins anew.
         patience: Steps skipped in a row, or rollbacks in all, after which the run is given up.
 
@@ -59,17 +60,17 @@ class StabilityCallback(Callback):
             if value < least:
                 raise ValueError(f"{name}={value} must be at least {least}.")
         self.spike, self.patience = spike, patience
-        self.watch = Watch(NAMES, window, threshold)
+        self.watch = Watch(NAMES, window, threshold, skewed=NAMES[1:])
         self.loss: torch.Tensor | float = 0.0  # of the micro-batches of the step that is being made
         self.scores: list[torch.Tensor] = []  # of the steps since the last look, on the device
         self.loaded: list[torch.Tensor] = []  # scores that a checkpoint held
-        self.skipped_in_a_row = self.rollbacks = self.phases = 0
+        self.skipped_in_a_row = self.rollbacks = self.phases = self.began = 0
 
     # On the device ----------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See that what was asked for can be done."""
-        self.loss, self.phases = 0.0, len(phases_begun(trainer))
+        self.loss, self.phases, self.began = 0.0, len(phases_begun(trainer)), trainer.global_step
         self.scores, self.loaded = [score.to(trainer.strategy.root_device) for score in self.loaded], []
         if self.spike == "rollback" and not all(isinstance(one, BlendedDataLoader) for one in train_loaders(trainer)):
             kinds = ", ".join(type(one).__name__ for one in train_loaders(trainer)) or "none"
@@ -83,15 +84,13 @@ class StabilityCallback(Callback):
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule,
                                  optimizer: torch.optim.Optimizer) -> None:
         """Judge the step, before the gradient is clipped."""
-        gradients = [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
-        norm = get_total_norm(gradients)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = norm_of(pl_module, optimizer)
         found = torch.stack([torch.as_tensor(self.loss, device=norm.device), norm.float()])
         if trainer.world_size > 1:  # the ranks' own losses; their norms are one already, but for a foreign strategy
             dist.all_reduce(found)
             found = found / trainer.world_size
         score = self.watch.judge(found)
-        worst = self.watch.threshold if self.spike == "skip" else torch.finfo(torch.float32).max
+        worst = self.watch.limits if self.spike == "skip" else torch.finfo(torch.float32).max
         refuse(optimizer, (score > worst).any())
         self.scores.append(score)
         self.loss = 0.0
@@ -127,12 +126,13 @@ class StabilityCallback(Callback):
         scores = torch.stack(self.scores).tolist() if self.scores else []
         first, self.scores = trainer.global_step - len(scores) + 1, []
         harmed: list[int] = []
+        limits = self.watch.limits.tolist()
         for step, score in enumerate(scores, first):
-            what = kind(score, self.watch.threshold)
+            what = kind(score, limits)
             skipped = what == "not finite" or (what == "spike" and self.spike == "skip")
             self.skipped_in_a_row = self.skipped_in_a_row + 1 if skipped else 0
             if what is not None:
-                self.tell(pl_module, step, what, score, skipped)
+                self.tell(pl_module, step, what, [*zip(NAMES, score, limits, strict=True)], skipped)
             if what == "spike" and self.spike == "rollback":
                 harmed.append(step)
             if self.skipped_in_a_row >= self.patience:
@@ -140,26 +140,27 @@ class StabilityCallback(Callback):
         if harmed:
             self.roll_back(trainer, pl_module, harmed)
 
-    def tell(self, pl_module: LightningModule, step: int, what: str, score: list[float], skipped: bool) -> None:
+    def tell(self, pl_module: LightningModule, step: int, what: str, scores: list[tuple[str, float, float]],
+             skipped: bool) -> None:
         """A line in the log, and in the run's diary where the module keeps one."""
-        told = " and ".join(name if what == "not finite" else f"{name} {value:.1f} deviations above its median"
-                            for name, value in zip(NAMES, score, strict=True)
-                            if value > self.watch.threshold)
+        told = " and ".join(name if what == "not finite" else f"{name} {score:.1f} deviations above its median"
+                            for name, score, limit in scores if score > limit)
         log.warning("step %d: %s%s%s", step, told, " not finite" if what == "not finite" else "",
                     "; skipped" if skipped else "")
         record(pl_module, "spike", at_step=step, what=what, skipped=skipped,
-               scores=[round(value, 2) if value != float("inf") else None for value in score])
+               scores=[round(score, 2) if score != float("inf") else None for _, score, _ in scores])
 
     def roll_back(self, trainer: Trainer, pl_module: LightningModule, harmed: list[int]) -> None:
         """End this fit: it goes on from before the harm."""
         if self.rollbacks >= self.patience:
             self.give_up(trainer, harmed[0], f"the run was rolled back {self.rollbacks} times already")
         finish_saving(trainer)
-        path = trainer.strategy.broadcast(newest_whole(folder_of(trainer), harmed[0])[0])
+        spoilt = bool(self.rollbacks) and harmed[0] == self.began + 1  # by the update before the checkpoint was made
+        path = trainer.strategy.broadcast(newest_whole(folder_of(trainer), harmed[0] - spoilt)[0])
         if path is None:
             self.give_up(trainer, harmed[0], "there is no checkpoint from before it to go back to")
         self.rollbacks += 1
-        loader, steps = train_loaders(trainer)[0], (harmed[0] - 1, harmed[-1])
+        loader, steps = train_loaders(trainer)[0], (harmed[0] - 1 - spoilt, harmed[-1])
         batch = loader.stride * trainer.accumulate_grad_batches
         first, stop = (loader.place_of(step * batch) // batch for step in steps)
         record(pl_module, "rollback", checkpoint=str(path), pass_over=[first, stop])
@@ -170,7 +171,13 @@ class StabilityCallback(Callback):
         path, _ = newest_whole(folder_of(trainer), step)
         raise Unstable(f"training is unstable at step {step}: {why}. The newest whole checkpoint from before is "
                        f"{path or 'none'}. Lower the learning rate, look at the data of these steps, or raise "
-                       "patience.")
+                       "patience.", path)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Look before a spike is saved that is to be undone: it would push out the checkpoint to go back to."""
+        if self.spike == "rollback" and not trainer.interrupted and any(
+                kind(score.tolist(), self.watch.limits.tolist()) == "spike" for score in self.scores):
+            self.look(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """What the next steps are judged by, and what was not looked at yet."""
@@ -184,6 +191,14 @@ class StabilityCallback(Callback):
         self.loaded = [torch.tensor(score) for score in state_dict["scores"]]
 
 
+def norm_of(module: LightningModule, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """Norm of the gradient that ``optimizer`` is to use; the module's own where it measures it anyway, to clip."""
+    if (measured := getattr(module, "measured_norm", None)) is not None:
+        norm: torch.Tensor = measured()
+        return norm
+    return gradient_norm(parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
 def refuse(optimizer: torch.optim.Optimizer, verdict: torch.Tensor) -> None:
     """Let ``optimizer`` skip its next step if ``verdict`` says so, on the device where it can."""
     if all(group.get("fused") for group in optimizer.param_groups):
@@ -192,8 +207,8 @@ def refuse(optimizer: torch.optim.Optimizer, verdict: torch.Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)  # without a gradient there is no step
 
 
-def kind(score: list[float], threshold: float) -> str | None:
+def kind(scores: list[float], limits: list[float]) -> str | None:
     """What a step's scores tell; None of a healthy one."""
-    if float("inf") in score:
+    if float("inf") in scores:
         return "not finite"
-    return "spike" if max(score) > threshold else None
+    return "spike" if any(score > limit for score, limit in zip(scores, limits, strict=True)) else None

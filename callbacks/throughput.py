@@ -16,9 +16,12 @@ from lit_cpt.footprint import GIB, peak_flops
 from lit_cpt.model_size import model_size
 from lit_cpt.parallel import data_rank
 from lit_cpt.pauses import paused, paused_seconds
-from lit_cpt.telling import log_due, publish
+from lit_cpt.telling import log_due, publish, record
 
 log = logging.getLogger(__name__)
+
+
+HUNGRY, A_WHILE = 0.2, 1.0  # share of the time, and seconds, that training waits for batches and that are told
 
 
 class ThroughputCallback(Callback):
@@ -28,7 +31,7 @@ class ThroughputCallback(Callback):
     batch; ``speed/paused``, the share that went into validations, evaluations and checkpoints, which the others leave
     out; ``speed/memory_gib``, the most that rank 0 has held (of a GPU since the last log, else of the process since it
     began); ``speed/hours_left`` at the pace of this fit, pauses included; and ``speed/mfu`` (model FLOPs utilisation)
-    where work and peak are known.
+    where work and peak are known. A ``data_wait`` above a fifth is said once, until it has halved.
 
     Args:
         flops_per_token: Of forward and backward; counted where left out and the module holds a model of transformers.
@@ -44,6 +47,7 @@ class ThroughputCallback(Callback):
                 raise ValueError(f"{name}={value} must be above 0; leave it out to have it found out.")
         self.flops_per_token, self.device_flops = flops_per_token, device_flops
         self.validating: Any = None
+        self.hungry = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to count; the peak is asked for here, the work at the first batch, which tells its length."""
@@ -95,7 +99,17 @@ class ThroughputCallback(Callback):
             values["mfu"] = self.flops_per_token * values["tokens_per_second"] / (
                 self.device_flops * trainer.world_size)
         publish(trainer, {f"speed/{name}": value for name, value in values.items()})
+        self.warn(pl_module, values["data_wait"])
         self.told, self.told_paused, self.waited, self.tokens = now, rest, 0.0, 0
+
+    def warn(self, pl_module: LightningModule, share: float) -> None:
+        """Say that training waits for data, where it has begun to."""
+        if share > HUNGRY and self.waited >= A_WHILE and not self.hungry:
+            log.warning("%.0f %% of the time since the last log went into waiting for batches: give data.workers more, "
+                        "or the sources a faster disk", 100 * share)
+            record(pl_module, "data_wait", share=round(share, 3))
+            self.hungry = True
+        self.hungry = self.hungry and share > HUNGRY / 2
 
 
 def trained_shape(module: LightningModule, batch: Any) -> tuple[int, int]:

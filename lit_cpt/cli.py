@@ -36,8 +36,10 @@ COMMANDS = {
                "lit_cpt.ablate_command:ablate_command"),
     "report": ("one page for one run or several", "lit_cpt.commands:report_command"),
 }
-# Of remote, perhaps out of a loader's worker; of restarts; of rollback; of lab.side_by_side.
-ENDS = ("Unreachable", "RankLost", "Unstable", "ArmFailed")
+# Of remote, perhaps out of a loader's worker; of restarts; of rollback; of stream; of lab.side_by_side.
+ENDS = ("Unreachable", "RankLost", "Unstable", "Stalled", "ArmFailed")
+SMALLER = {"fit": "Lower data.micro_batch, which changes no step: accumulation makes up for it. Or recompute "
+                  "activations: --config hardware/sharded --trainer.strategy.init_args.activation_checkpointing true."}
 USAGE = """usage: lit-cpt COMMAND [OPTIONS]
 
 Continued pretraining of language models, by the recipe of arXiv 2407.07263.
@@ -124,7 +126,15 @@ def explain(error: BaseException, command: str) -> int:
         print(f"lit-cpt {command}: the disk is full ({error}). Free some space and {again}", file=sys.stderr)
         say_how_to_resume(error)
         return 1
-    if type(error).__name__ in ENDS:
+    if out_of_memory(error):
+        newest = getattr(error, "newest", None)
+        print(f"lit-cpt {command}: the memory is full ({' '.join(str(error).split())[:300]}). "
+              f"{SMALLER.get(command, 'Use smaller batches, or a machine with more.')}"
+              f"{f' The newest whole checkpoint is {newest}.' if newest else ''}", file=sys.stderr)
+        say_how_to_resume(error)
+        return 1
+    failed = isinstance(error, OSError) and error.errno == errno.EIO  # a disk, of this rank or of another
+    if failed or type(error).__name__ in ENDS:
         print(f"lit-cpt {command}: {str(error).rsplit('Unreachable: ', 1)[-1].strip()}", file=sys.stderr)
         say_how_to_resume(error)
         return 1
@@ -136,6 +146,12 @@ def explain(error: BaseException, command: str) -> int:
           file=sys.stderr)
     say_how_to_resume(error)
     return 1
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had no memory left: torch tells the host's with a plain RuntimeError."""
+    said = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return said or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def say_how_to_resume(error: BaseException) -> None:

@@ -29,6 +29,7 @@ from lit_cpt.stream import (
     collate,
     detected_share,
     open_source,
+    patient,
 )
 
 # A tokenizer lies beside the weights if one of these does.
@@ -56,6 +57,8 @@ class BlendDataModule(pl.LightningDataModule):
         remote: Cache and client settings for sources in an object store.
         pass_over: Stretches of the stream that are not trained on, each its first global batch and one past its
             last, counted from the beginning of the run: where something in the data has harmed it.
+        timeout: Seconds that a batch may take before the run ends and says so, less than the half hour that other ranks
+            wait for this one; 0 waits for ever.
         allow_change: What a resumed run may have changed, such as ``data.seed`` (``--allow-change``).
 
     Raises:
@@ -65,13 +68,17 @@ class BlendDataModule(pl.LightningDataModule):
     def __init__(self, recipe: Recipe, sources: dict[str, str], sequence_length: int = 2048, global_batch: int = 64,
                  micro_batch: int = 1, workers: int = 2, seed: int = 42, window: int = 8,
                  shards: int = 1, validation_blocks: int = 256, remote: Remote = DEFAULTS,
-                 pass_over: Sequence[tuple[int, int]] = (), allow_change: list[str] | None = None) -> None:
+                 pass_over: Sequence[tuple[int, int]] = (), timeout: float = 600.0,
+                 allow_change: list[str] | None = None) -> None:
         super().__init__()
         self.recipe, self.sources = recipe, dict(sources)
         self.batch = Batch(sequence_length, global_batch, micro_batch)
         self.workers, self.seed, self.window, self.shards = workers, seed, window, shards
         self.validation_blocks, self.remote, self.allow_change = validation_blocks, remote, list(allow_change or [])
         self.pass_over = [(first, stop) for first, stop in pass_over]
+        self.timeout = timeout
+        if timeout < 0:
+            raise ValueError(f"timeout={timeout} must be at least 0, seconds; 0 waits for ever.")
         check_named(recipe, self.sources)
         for first, stop in self.pass_over:
             if not 0 <= first < stop:
@@ -147,7 +154,7 @@ class BlendDataModule(pl.LightningDataModule):
         here = min(world_size, max(1, devices))  # ranks of this node
         self.staging.check(self.used, max(1, self.shards // world_size) * here, self.window)
         total = self.recipe.steps(self.batch.tokens_per_step) * self.batch.accumulation(world_size)
-        return BlendedDataLoader(dataset, self.batch.micro_batch, total, collate_fn=collate,
+        return BlendedDataLoader(dataset, self.batch.micro_batch, total, self.timeout, collate_fn=collate,
                                  num_workers=self.workers if workers is None else workers,
                                  pin_memory=torch.cuda.is_available())
 
@@ -162,6 +169,7 @@ class BlendDataModule(pl.LightningDataModule):
                                  self.staging) for name in self.validation_names]
         for blocks in sets:
             blocks.share = data_rank(self.trainer) if self.trainer is not None else None
+            blocks.timeout = self.timeout
         return [DataLoader(blocks, batch_size=self.batch.micro_batch, collate_fn=collate) for blocks in sets]
 
 
@@ -180,9 +188,14 @@ class ValidationBlocks(IterableDataset[Any]):
         self.name, self.folder, self.sequence_length, self.count = name, folder, sequence_length, count
         self.staging = staging
         self.share: tuple[int, int] | None = None  # as of a `BlendedDataLoader`
+        self.timeout = 0.0  # seconds that a block may take; 0 is for ever
 
     def __iter__(self) -> Iterator[Any]:
-        """This rank's blocks. A split shorter than one block has none."""
+        """This rank's blocks."""
+        return patient(self.blocks(), self.timeout, lambda: f"a validation waits for blocks of {self.name}")
+
+    def blocks(self) -> Iterator[Any]:
+        """This rank's blocks, as they are read. A split shorter than one block has none."""
         split, name = str(Path(self.folder) / VALIDATION), f"{self.name}/{VALIDATION}"
         if not blocks_in(split, self.sequence_length):
             return

@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_
 from torchmetrics import MeanMetric
 
 from lit_cpt.blends import mixed
@@ -16,6 +16,7 @@ from lit_cpt.counters import set_progress, validation_due, validation_pending
 from lit_cpt.curve_lr import CurveLR
 from lit_cpt.encoder_decoder import EncoderDecoderLoss, suited_objective
 from lit_cpt.events import append_event, read_events
+from lit_cpt.gradients import gradient_norm
 from lit_cpt.identity import Identity, accepted_changes, identity_of
 from lit_cpt.losses import NextTokenLoss
 from lit_cpt.objectives import Draw, Objective
@@ -69,7 +70,7 @@ class ContinuedPretraining(pl.LightningModule):
         self.model: nn.Module | None = None
         self.validation_losses: dict[str, MeanMetric] = {}
         self.tally = Tally()  # since the last log
-        self.gradient_norm: torch.Tensor | float = 0.0
+        self.gradient_norm: torch.Tensor | None = None  # of the step at hand; None until it is measured
         self.published: dict[str, float] = {}
         self.validated = self.batch_checked = False
         self.held_max_steps: int | None = None
@@ -80,8 +81,12 @@ class ContinuedPretraining(pl.LightningModule):
         """Forget what an earlier fit left.
 
         Raises:
-            ValueError: ``attention`` cannot be trained on this device.
+            ValueError: ``attention`` cannot be trained on this device, or the Trainer is to clip.
         """
+        if stage == "fit" and self.trainer.gradient_clip_val is not None:
+            raise ValueError(f"trainer.gradient_clip_val={self.trainer.gradient_clip_val}: the recipe says where "
+                             f"gradients are clipped, at {self.recipe.optimizer.clip}. Leave it out, or set "
+                             "recipe.optimizer.clip.")
         if stage == "fit" and self.attention == "flex_attention" and self.trainer.strategy.root_device.type == "cpu":
             raise ValueError("model.attention=flex_attention: on a CPU torch has no backward pass for it. Leave "
                              "model.attention out, or train on a GPU.")
@@ -217,11 +222,21 @@ class ContinuedPretraining(pl.LightningModule):
         first = (batch_idx * ranks + rank) * len(batch)
         return Draw(getattr(trainer.datamodule, "seed", 0), trainer.global_step, first)
 
+    def on_after_backward(self) -> None:
+        """The gradient is another one."""
+        self.gradient_norm = None
+
+    def measured_norm(self) -> torch.Tensor:
+        """Norm of the step's gradient before it is clipped, measured for whoever asks first."""
+        if self.gradient_norm is None:
+            self.gradient_norm = gradient_norm(self.parameters())
+        return self.gradient_norm
+
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip by the recipe's norm and keep the norm for the log."""
-        clip = self.recipe.optimizer.clip or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), clip)
-        self.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        """Clip by the recipe's norm."""
+        norm, clip = self.measured_norm(), self.recipe.optimizer.clip
+        if clip:
+            clip_grads_with_norm_(self.parameters(), clip, norm)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
         """Step, then log: sooner than any callback hears of the step, so that what it saves is as of after the log."""
@@ -242,7 +257,7 @@ class ContinuedPretraining(pl.LightningModule):
             return
         totals = self.tally.totals(self.over_ranks, self.device)
         self.publish({"train/loss": totals["loss"] / totals["micro_batches"], **source_metrics(totals),
-                      "train/gradient_norm": self.gradient_norm, "train/tokens_seen": self.tokens_seen,
+                      "train/gradient_norm": self.measured_norm(), "train/tokens_seen": self.tokens_seen,
                       "train/eta": trainer.optimizers[0].param_groups[0]["lr"],
                       **router_metrics(totals, totals["micro_batches"])})
         self.tally.clear()

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 DATA: dict[str, tuple[Any, Any]] = {
     "sources": (dict[str, str], {}), "sequence_length": (int, 2048), "global_batch": (int, 64), "micro_batch": (int, 1),
     "workers": (int, 2), "seed": (int, 42), "window": (int, 8), "shards": (int, 1), "validation_blocks": (int, 256),
-    "remote": (dict[str, Any], {}), "pass_over": (list[tuple[int, int]], ())}
+    "remote": (dict[str, Any], {}), "pass_over": (list[tuple[int, int]], ()),
+    "timeout": (float, 600.0)}
 PLAN_ONLY = ("json", "plot", "gpu", "mfu", "price", "tokens_per_second")
 FIT_ONLY = ("model", "trainer", "run", "mirror", "ckpt_path", "seed_everything", "weights_only", "verbose",
             "allow_change")

@@ -25,9 +25,18 @@ class RolledBack(BaseException):
 
 
 class Unstable(BaseException):
-    """Training was given up; its text says why, and from where to go on."""
+    """Training was given up.
+
+    Args:
+        said: Why, and from where to go on.
+        checkpoint: The newest whole one from before the harm; what was saved since is no place to go on from.
+    """
 
     spoilt = True
+
+    def __init__(self, said: str, checkpoint: Path | None = None) -> None:
+        super().__init__(said)
+        self.checkpoint = checkpoint
 
 
 def persevere(fit: Callable[[], object], go_back: Callable[[Path, tuple[int, int]], None]) -> None:

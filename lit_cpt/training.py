@@ -34,7 +34,7 @@ from lit_cpt.parallel import data_rank, leave
 from lit_cpt.plan import source_blocks
 from lit_cpt.recipe import Recipe
 from lit_cpt.restarts import asked_for, check_agreement, lost_rank, warn_of_stale_addresses
-from lit_cpt.rollback import persevere
+from lit_cpt.rollback import Unstable, persevere
 from lit_cpt.settings import expand_configs
 from lit_cpt.weights import moments_file
 
@@ -141,7 +141,8 @@ class TrainingCLI(LightningCLI):
         try:
             persevere(run, self.go_back)
         except BaseException as error:
-            newest, _ = newest_whole(folder_of(self.trainer)) if subcommand == "fit" else (None, {})
+            newest = newest_whole(folder_of(self.trainer))[0] if subcommand == "fit" else None
+            newest = getattr(error, "checkpoint", newest)
             if newest is not None:
                 error.newest = str(newest)  # type: ignore[attr-defined]
             raise
@@ -299,11 +300,11 @@ def gathered(arguments: list[str]) -> list[str]:
     return [*rest, f"--allow_change={json.dumps(fields)}"] if fields else rest
 
 
-def resume_command(arguments: list[str]) -> str:
-    """The command that goes on where the one with these arguments ended."""
+def resume_command(arguments: list[str], checkpoint: str = "last") -> str:
+    """The command that goes on from ``checkpoint`` where the one with these arguments ended."""
     again = [word for word, before in zip(arguments, ["", *arguments], strict=False)
              if before != "--ckpt_path" and word.partition("=")[0] != "--ckpt_path"]
-    return f"lit-cpt {shlex.join(again)} --ckpt_path last"
+    return f"lit-cpt {shlex.join(again)} --ckpt_path {shlex.quote(checkpoint)}"
 
 
 def quieten() -> None:
@@ -331,5 +332,6 @@ def training_command(arguments: list[str]) -> None:
             recorder.record_exception(error)
         told = lost or error
         if (newest := getattr(error, "newest", None)) is not None:
-            told.newest, told.resume_with = newest, resume_command(arguments)  # type: ignore[attr-defined]
+            place = newest if isinstance(error, Unstable) else "last"  # later ones may hold the harm
+            told.newest, told.resume_with = newest, resume_command(arguments, place)  # type: ignore[attr-defined]
         raise told  # noqa: B904  # from the error, which stays its context

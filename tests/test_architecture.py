@@ -19,7 +19,7 @@ FLOORS = [
     "units schedules blends events manifest documents intervals shelf sandbox signals weight_files settings",
     "recipe shards remote occasions evaluations source_facts ledger pauses",
     "plan blend_design orders identity store footprint score_changes background routing phases spikes rollback telling "
-    "agenda tally source_losses tensor_parallel float8 objectives objects",
+    "agenda tally source_losses tensor_parallel float8 objectives objects gradients",
     "stream prepare parallel losses weights report checkpoints counters departures shortfalls curve_lr",
     "microworld harness lab consolidation model_size forecast encoder_decoder mirror sharded_loading export",
     "data module ablation outlook copying",

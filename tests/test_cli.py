@@ -228,6 +228,29 @@ def test_a_slip_in_our_own_code_is_not_the_users_mistake(tmp_path, monkeypatch):
         assert is_users(caught.value) is verdict
 
 
+def test_a_checkpoint_that_another_rank_could_not_write_is_one_line(capsys):
+    assert explain(OSError(5, "another rank could not write it", "step-4.ckpt"), "fit") == 1
+    assert capsys.readouterr().err == "lit-cpt fit: [Errno 5] another rank could not write it: 'step-4.ckpt'\n"
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch's, which the command line knows by its name."""
+
+
+@pytest.mark.parametrize("error", [
+    OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), MemoryError("no room"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: not enough memory: you tried to ...")])
+def test_memory_that_is_full_is_one_message_with_its_mends(capsys, error):
+    error.newest, error.resume_with = "run/checkpoints/step-4.ckpt", "lit-cpt fit --ckpt_path last"
+    assert explain(error, "fit") == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"lit-cpt fit: the memory is full ({error}). Lower data.micro_batch, which changes no step")
+    assert "activation_checkpointing true. The newest whole checkpoint is run/checkpoints/step-4.ckpt.\n" in said
+    assert said.endswith("resume with: lit-cpt fit --ckpt_path last\n")
+    assert explain(error, "prepare") == 1
+    assert "Use smaller batches" in capsys.readouterr().err
+
+
 def test_a_full_disk_says_how_to_go_on(capsys):
     assert explain(OSError(28, "No space left on device"), "prepare") == 1
     assert "the disk is full" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
 from conftest import LENGTH, SIZES, fit, ideal_stream, make_trainer, name_of, named_block, write_source
@@ -9,7 +11,7 @@ from lit_cpt.data import BlendDataModule, ValidationBlocks
 from lit_cpt.module import ContinuedPretraining
 from lit_cpt.recipe import Phase, Recipe, Trigger
 from lit_cpt.schedules import Cosine
-from lit_cpt.stream import BlendedDataLoader, Remote, Staging
+from lit_cpt.stream import BlendedDataLoader, Remote, Staging, Stalled
 from lit_cpt.weights import build_model
 
 FIRST = {"a": 0.60, "b": 0.35, "c": 0.05}
@@ -194,3 +196,15 @@ def test_a_data_module_sets_up_alone_for_validation(sources, tmp_path):
 def test_a_stretch_to_pass_over_that_is_none_is_refused(sources, stretch):
     with pytest.raises(ValueError, match=rf"pass_over has {stretch[0]} to {stretch[1]}: give the first global batch"):
         data_of(sources, pass_over=[stretch])
+
+
+def test_a_time_that_is_none_is_refused(sources):
+    with pytest.raises(ValueError, match="timeout=-1 must be at least 0, seconds; 0 waits for ever"):
+        data_of(sources, timeout=-1)
+
+
+def test_a_validation_whose_source_hangs_names_it(sources, monkeypatch):
+    monkeypatch.setattr("lit_cpt.data.SourceReader.read", lambda *_: time.sleep(2))
+    data = data_of(sources, timeout=0.3)
+    with pytest.raises(Stalled, match=r"no batch came within 0.3 s: a validation waits for blocks of a\."):
+        next(iter(data.val_dataloader()[0]))

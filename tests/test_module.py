@@ -9,9 +9,10 @@ from conftest import LENGTH, VOCABULARY, SaveAt, fit, make_trainer, name_of, nam
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
+from torch.nn.utils import get_total_norm
 
 from lit_cpt.blends import Blend
-from lit_cpt.callbacks import PhaseSwitchCallback, RunCheckpointCallback
+from lit_cpt.callbacks import PhaseSwitchCallback, RunCheckpointCallback, StabilityCallback
 from lit_cpt.data import BlendDataModule
 from lit_cpt.events import read_events
 from lit_cpt.module import ContinuedPretraining
@@ -124,6 +125,20 @@ def test_the_optimizer_has_the_recipes_settings_and_spares_norms(sources, tiny, 
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     assert {(group["betas"], group["eps"]) for group in optimizer.param_groups} == {((0.8, 0.9), 1e-6)}
     assert all("norm" in name for name in optimizer.param_groups[1]["param_names"])
+
+
+def test_the_gradient_is_measured_once_a_step_for_guard_clipping_and_log(sources, tiny, tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setattr("lit_cpt.gradients.get_total_norm", lambda *given: measured.append(1) or get_total_norm(*given))
+    module = ContinuedPretraining(recipe_of(), architecture=tiny)
+    diary = fit(module, data_of(sources), tmp_path, StabilityCallback(), log_every_n_steps=1)
+    assert len(measured) == len(diary.etas)
+
+
+def test_a_trainer_that_is_to_clip_is_refused(sources, tiny, tmp_path):
+    with pytest.raises(ValueError, match=r"trainer.gradient_clip_val=0.5: the recipe says where gradients are clipped, "
+                                         r"at 1.0. Leave it out, or set recipe.optimizer.clip"):
+        fit(ContinuedPretraining(recipe_of(), architecture=tiny), data_of(sources), tmp_path, gradient_clip_val=0.5)
 
 
 @pytest.mark.parametrize(("clip", "changes"), [(1e-3, True), (0.0, False), (1e6, False)])

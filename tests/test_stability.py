@@ -140,12 +140,12 @@ def test_a_run_that_only_skips_is_given_up_with_the_checkpoint_from_before(sourc
     assert newest_whole(tmp_path / "checkpoints")[0].name == "step-00000025.ckpt"  # and none of the end
 
 
-def go_on(module, data, guard, folder):
+def go_on(module, data, guard, folder, *callbacks):
     """What `lit-cpt fit` does."""
     resume = [None]
 
     def start():
-        fit(module, data, folder, PhaseSwitchCallback(), guard, RunCheckpointCallback(5, keep=3),
+        fit(module, data, folder, PhaseSwitchCallback(), *callbacks, guard, RunCheckpointCallback(5, keep=3),
             TokenLedgerCallback(), resume=resume[0], log_every_n_steps=5)
 
     def back(checkpoint, stretch):
@@ -169,6 +169,22 @@ def test_a_rollback_ends_as_a_run_that_never_saw_the_batches_and_has_it_on_recor
     mine, theirs = read_ledger(tmp_path / "back"), read_ledger(tmp_path / "free")
     assert mine[-1]["passed_over"] == [[88, 96]]
     assert [line["tokens"] for line in mine] == [line["tokens"] for line in theirs]
+
+
+def test_a_checkpoint_that_holds_the_harm_is_passed_over_for_an_older_one(sources, tiny, tmp_path):
+    class Leap(pl.Callback):
+        """One update, whose weights are then saved, goes much too far; its batch alone is to blame."""
+
+        def on_before_optimizer_step(self, trainer, module, optimizer):
+            if module.trainer.train_dataloader.position == 20 * GLOBAL:
+                optimizer.param_groups[0]["lr"] = 30.0
+
+    module, guard = poisoned(tiny), StabilityCallback("rollback")
+    go_on(module, data_of(sources), guard, tmp_path, Leap())
+    done = [(event["checkpoint"][-13:], event["pass_over"][0]) for event in read_events(tmp_path)
+            if event["event"] == "rollback"]
+    assert done == [("00000020.ckpt", 20), ("00000015.ckpt", 19)]
+    assert read_events(tmp_path)[-1]["event"] == "finish"
 
 
 def test_without_a_checkpoint_from_before_a_rollback_is_given_up(sources, tiny, tmp_path):

@@ -387,7 +387,7 @@ def test_what_a_loader_was_given_is_carried_over(sources):
     stock = stock_loader(sources, 2, collate_fn=torch.stack, prefetch_factor=3, timeout=60, pin_memory=False)
     ours = blended(stock, ["web", "code"], total_batches=9)
     assert isinstance(ours, BlendedDataLoader)
-    assert (ours.batch_size, ours.num_workers, ours.prefetch_factor, ours.timeout, len(ours)) == (BATCH, 2, 3, 60, 9)
+    assert (ours.batch_size, ours.num_workers, ours.prefetch_factor, ours.patience, len(ours)) == (BATCH, 2, 3, 60, 9)
     assert ours.collate_fn.collate_fn is torch.stack
     assert ours.weights == {"code": 0.4, "web": 0.6}
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -110,6 +111,16 @@ def test_the_work_of_a_model_of_transformers_is_counted_and_accumulation_changes
     assert guard.tokens == 0
     assert throughput.trained_shape(ContinuedPretraining(recipe, architecture=tiny), torch.ones(2, LENGTH + 1)) == (
         2, LENGTH)
+
+
+def test_waiting_for_data_is_told_once_until_it_has_halved(clock, caplog):
+    caplog.set_level(logging.WARNING, "lit_cpt.callbacks.throughput")
+    guard, module = ThroughputCallback(), pl.LightningModule()
+    for share, waited in ((0.3, 0.5), (0.3, 2.0), (0.5, 2.0), (0.15, 2.0), (0.3, 2.0), (0.05, 2.0), (0.25, 2.0)):
+        guard.waited = waited
+        guard.warn(module, share)
+    assert [record.getMessage()[:4] for record in caplog.records] == ["30 %", "25 %"]
+    assert "give data.workers more, or the sources a faster disk" in caplog.records[0].getMessage()
 
 
 @pytest.mark.parametrize("name", ["flops_per_token", "device_flops"])

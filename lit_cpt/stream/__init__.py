@@ -9,10 +9,11 @@ decide who reads which slice of it.
 from lit_cpt.stream.convert import blended
 from lit_cpt.stream.dataset import STATE_VERSION, BlendedStreamingDataset
 from lit_cpt.stream.loader import BlendedDataLoader, collate, detected_share, rewind_untrained
+from lit_cpt.stream.patience import Stalled, patient
 from lit_cpt.stream.reader import SourceReader, chunk_bounds
 from lit_cpt.stream.sources import check_tokenizers, open_source
 from lit_cpt.stream.staging import Remote, Staging
 
 __all__ = ["STATE_VERSION", "BlendedDataLoader", "BlendedStreamingDataset", "Remote", "SourceReader", "Staging",
-           "blended", "check_tokenizers", "chunk_bounds", "collate", "detected_share", "open_source",
-           "rewind_untrained"]
+           "Stalled", "blended", "check_tokenizers", "chunk_bounds", "collate", "detected_share", "open_source",
+           "patient", "rewind_untrained"]

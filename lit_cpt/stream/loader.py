@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from litdata.utilities.env import _DistributedEnv
 
 from lit_cpt.ledger import position_of
 from lit_cpt.stream.dataset import BlendedStreamingDataset
+from lit_cpt.stream.patience import patient
 
 
 class BlendedDataLoader(StreamingDataLoader):
@@ -23,12 +25,14 @@ class BlendedDataLoader(StreamingDataLoader):
         batch_size: Sequences in a batch of one rank.
         total_batches: Batches of this rank in the whole run: what ``len`` says. Lightning reads one batch
             ahead of a loader without a length, and the saved position would be one batch off.
+        timeout: Seconds that a batch may take, with workers or without, before `Stalled` ends the wait; 0 is for ever.
         **kwargs: As for torch's ``DataLoader``, without ``persistent_workers``.
     """
 
     dataset: BlendedStreamingDataset
 
-    def __init__(self, dataset: BlendedStreamingDataset, batch_size: int, total_batches: int, **kwargs: Any) -> None:
+    def __init__(self, dataset: BlendedStreamingDataset, batch_size: int, total_batches: int, timeout: float = 0,
+                 **kwargs: Any) -> None:
         if kwargs.get("persistent_workers"):
             raise ValueError("persistent_workers=True: workers hold a copy of the blend, so a switch rebuilds them. "
                              "Leave persistent_workers out.")
@@ -36,7 +40,7 @@ class BlendedDataLoader(StreamingDataLoader):
             raise ValueError(f"dataset is a {type(dataset).__name__}; it must be a BlendedStreamingDataset.")
         kwargs["worker_init_fn"] = partial(begin_worker, kwargs.get("worker_init_fn"))
         super().__init__(dataset, batch_size=batch_size, **kwargs)
-        self.total_batches = total_batches
+        self.total_batches, self.patience = total_batches, timeout
         self.share: tuple[int, int] | None = None  # rank and ranks that read samples of their own; None: all ranks
         self.rebuilds = 0
 
@@ -69,14 +73,21 @@ class BlendedDataLoader(StreamingDataLoader):
         while True:
             rebuilds, iterator = self.rebuilds, self._get_iterator()
             try:
-                for batch in iterator:
-                    self.dataset.position = self.dataset.stepped(self.stride)
-                    yield batch
-                    if rebuilds != self.rebuilds:
-                        break
+                with closing(patient(iterator, self.patience, self.awaited)) as batches:
+                    for batch in batches:
+                        self.dataset.position = self.dataset.stepped(self.stride)
+                        yield batch
+                        if rebuilds != self.rebuilds:
+                            break
             finally:  # also when the run ends and this generator is closed
                 if hasattr(iterator, "_shutdown_workers"):
                     iterator._shutdown_workers()
+
+    def awaited(self) -> str:
+        """The batch that comes next, in words."""
+        names = sorted({self.dataset.names[source] for source in self.dataset.sources_of_batch(self.position)})
+        return (f"rank {self.dataset.rank} waits for samples of {', '.join(names)}, at sample {self.position:,} of the "
+                f"stream ({self.num_workers} workers)")
 
     @property
     def weights(self) -> dict[str, float]:
