@@ -14,8 +14,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 
 def command_parser(command: str, description: str) -> ArgumentParser:
-    """A parser that raises its errors instead of ending the process."""
-    return ArgumentParser(prog=f"lit-cpt {command}", description=description.strip(), exit_on_error=False)
+    """A parser that raises its errors instead of ending the process, and takes no abbreviations."""
+    return ArgumentParser(prog=f"lit-cpt {command}", description=description.strip(), exit_on_error=False,
+                          allow_abbrev=False)
 
 
 def divided(arguments: list[str], usages: Mapping[str, str]) -> tuple[str, list[str]]:
@@ -80,13 +81,43 @@ def innermost(message: str) -> tuple[str, list[str]]:
     The parser tells every reading it tried, from the outside in.
     """
     found = re.findall(r"given class_path '([\w.]+)': Option '([\w.+]+)' is not accepted", message)
-    key = re.match(r'Parser key "([\w.]+)"', message)
-    if not found or not key:
+    key = re.match(r'Parser key "([\w.]+)": ', message)
+    if not key:
         return message, []
-    path, option = found[-1]
-    module, _, name = path.rpartition(".")
-    accepted = list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
-    return f"{key[1]}: {name} takes no {option}; it takes {', '.join(accepted)}", accepted
+    if found:
+        path, option = found[-1]
+        module, _, name = path.rpartition(".")
+        accepted = list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+        return f"{key[1]}: {name} takes no {option}; it takes {', '.join(accepted)}", accepted
+    unknown = re.search(r"given class_path '[\w.]+': ([^:]*? has no .*?)\.? - ", message)
+    if unknown is not None:
+        return f"{key[1]}: {unknown[1]}", []
+    return readings(message, key[1]), []
+
+
+def readings(message: str, key: str) -> str:
+    """What the parser tells of a value of several types, in short; another message as it is.
+
+    >>> readings("Union subtypes Subtypes: [<class 'int'>, <class 'NoneType'>] Errors: ... Given value: many", "a.b")
+    'a.b: expected int or null, and was given: many'
+    """
+    union = re.search(r"Union subtypes Subtypes: \[(.*)\] Errors: .* Given value: (.*)", " ".join(message.split()))
+    if union is None:
+        return message
+    simple = re.findall(r"<class '(?:\w+\.)*(\w+)'>|(\w+\.?\w*\[[^]]*\]+)", union[1])
+    kinds = ["null" if name == "NoneType" else name or other.removeprefix("typing.") for name, other in simple]
+    return f"{key}: expected {' or '.join(kinds)}, and was given: {union[2]}"
+
+
+def mistyped(message: str) -> list[str]:
+    """The keys that a parser's message calls unknown, and no other word of it.
+
+    >>> mistyped("unrecognized arguments: --data.sorces x"), mistyped("Parser key 'data.seed': data is no number")
+    (['data.sorces'], [])
+    """
+    words = message.partition("unrecognized arguments: ")[2]
+    return [*re.findall(r"(?<!\S)--([\w.-]+)", words),
+            *re.findall(r"(?:not accept option|takes no|[Kk]ey) '?([\w.]+)'?(?:;|\.|$| is not expected)", message)]
 
 
 def advised(message: str, known: list[str], command: str) -> str:
@@ -99,8 +130,7 @@ def advised(message: str, known: list[str], command: str) -> str:
     message, accepted = innermost(message)
     known = [*known, *accepted]
     near: dict[str, None] = {}
-    for word in re.findall(r"[A-Za-z_][\w.]*", message):
-        if word not in known:
-            near.update(dict.fromkeys(difflib.get_close_matches(word, known, n=1, cutoff=0.8)))
+    for word in mistyped(message):
+        near.update(dict.fromkeys(difflib.get_close_matches(word.replace("-", "_"), known, n=1, cutoff=0.8)))
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     return f"{message}.{hint} `{command} --help` lists what is accepted."

@@ -124,13 +124,20 @@ def explain(error: BaseException, command: str) -> int:
         say_how_to_resume(error)
         return 1
     if (refused := users_mistake(error)) is not None:
-        print(f"lit-cpt {command}: {refused}", file=sys.stderr)
+        print(f"lit-cpt {command}: {said_of(refused)}", file=sys.stderr)
         return 2
     traceback.print_exception(error)
     print(f"lit-cpt {command}: this is not a known mistake of input; the traceback above tells where it arose.",
           file=sys.stderr)
     say_how_to_resume(error)
     return 1
+
+
+def said_of(error: BaseException) -> str:
+    """Its message; the system's own, which names no cure, with what to look at."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror.lower()}. Look at the paths that the command and its configs name."
+    return str(error)
 
 
 def say_how_to_resume(error: BaseException) -> None:
@@ -153,7 +160,8 @@ def is_users(error: BaseException) -> bool:
     """Whether lit_cpt itself refused a value: its own ``raise`` of a built-in error, not one from a library."""
     if type(error).__name__ == "ArgumentError":
         return True
-    if not isinstance(error, (ValueError, FileNotFoundError, FileExistsError, PermissionError)):
+    if not isinstance(error, (ValueError, FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError,
+                              IsADirectoryError)):
         return False
     last = traceback.extract_tb(error.__traceback__)[-1]
     raised = not last.line or last.line.startswith("raise")  # else a slip of ours, such as int("x")

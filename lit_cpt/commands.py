@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lit_cpt.arguments import command_parser, divided, parse
 from lit_cpt.cli import print_json
+from lit_cpt.publishing import taken_back
 from lit_cpt.recipe import Recipe
 from lit_cpt.settings import find_config, read_config
 
@@ -45,6 +46,7 @@ def data_command(arguments: list[str]) -> None:
     from lit_cpt.data_check import check_data, render_check
 
     data = data_module(given["configs"])
+    data.check_chunks()
     found = check_data(data, given["steps"])
     print_json({**asdict(found), "passed": found.passed}) if given["json"] else print(render_check(found, data))
     if not found.passed:
@@ -104,9 +106,10 @@ def export_command(arguments: list[str]) -> None:
     from lit_cpt.standalone import open_subject
 
     disable_progress_bar()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    subject = open_subject(given["checkpoint"], given["tokenizer"], getattr(torch, given["dtype"]), output.parent)
-    export_huggingface(subject.model, output, subject.tokenizer)
+    with taken_back(output.parent, (), output.exists):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        subject = open_subject(given["checkpoint"], given["tokenizer"], getattr(torch, given["dtype"]), output.parent)
+        export_huggingface(subject.model, output, subject.tokenizer)
     count = sum(weight.numel() for weight in subject.model.parameters())
     print(f"{output}: {count:,} parameters in {given['dtype']}, of {subject.name} at step {subject.step:,}")
 
@@ -121,6 +124,8 @@ def report_command(arguments: list[str]) -> None:
     parser.add_argument("--control", type=str, help="Name of the run that the others are compared with.")
     parser.add_argument("--title", type=str, default="Continued pretraining", help="Headline of the page.")
     given = parse(parser, arguments[1:])
+    if Path(given["output"]).is_dir():
+        raise ValueError(f"--output {given['output']} is a folder; name the page, such as {given['output']}/report.html.")
     short = [Path(run).resolve().name for run in given["runs"]]
     runs = {name if short.count(name) == 1 else run: Path(run) for name, run in zip(short, given["runs"], strict=True)}
     print(write_report(runs, Path(given["output"]), given["title"], given["control"]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,6 +19,7 @@ from lit_cpt.encoder_decoder import EncoderDecoderLoss, suited_objective
 from lit_cpt.events import append_event, read_events
 from lit_cpt.identity import Identity, accepted_changes, identity_of
 from lit_cpt.losses import NextTokenLoss
+from lit_cpt.manifest import TokenizerFacts
 from lit_cpt.objectives import Draw, Objective
 from lit_cpt.parallel import ShardedStrategy, data_rank, reduce_gradients
 from lit_cpt.recipe import Batch, Recipe
@@ -27,7 +29,14 @@ from lit_cpt.source_losses import source_metrics, source_sums
 from lit_cpt.stream import BlendedDataLoader, rewind_untrained
 from lit_cpt.tally import Tally
 from lit_cpt.telling import publish, show
-from lit_cpt.weights import build_model, load_moments, parameter_groups, read_moments
+from lit_cpt.weights import (
+    build_model,
+    check_same_model,
+    in_short,
+    load_moments,
+    parameter_groups,
+    read_moments,
+)
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +69,11 @@ class ContinuedPretraining(pl.LightningModule):
                  attention: str | None = None, objective: Objective | None = None) -> None:
         super().__init__()
         if (pretrained is None) == (architecture is None):
-            raise ValueError(f"model.pretrained={pretrained!r} and model.architecture={architecture!r}: give exactly "
-                             "one, a model to continue or a config to initialise at random.")
+            raise ValueError(f"model.pretrained={pretrained!r} and model.architecture={in_short(architecture)}: give "
+                             "exactly one, a model to continue or a config to initialise at random.")
+        for name, weight in (("z_loss", z_loss), ("router_loss", router_loss)):
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"model.{name}={weight} must be a finite weight of at least 0, such as 1e-4.")
         self.recipe, self.pretrained, self.architecture = recipe, pretrained, architecture
         self.optimizer_state, self.z_loss, self.mask_documents = optimizer_state, z_loss, mask_documents
         self.router_loss, self.attention, self.objective = router_loss, attention, objective
@@ -164,6 +176,7 @@ class ContinuedPretraining(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Say what is trained; warm the optimizer up from `optimizer_state` (a resumed run brings its own)."""
+        self.check_vocabulary()
         kind = type(self.model).__name__.removeprefix("FSDP")  # which fully_shard puts before it
         log.info("%s with %s parameters", kind, f"{sum(parameter.numel() for parameter in self.parameters()):,}")
         show(self.trainer, self.published)  # what callbacks read goes on where the checkpoint was made
@@ -173,6 +186,22 @@ class ContinuedPretraining(pl.LightningModule):
             load_moments(self.model, optimizer, read_moments(self.optimizer_state, self.model))  # type: ignore[arg-type]
             if self.trainer.is_global_zero:
                 log.info("AdamW begins with the moments of %s", self.optimizer_state)
+
+    def check_vocabulary(self) -> None:
+        """Refuse a model with no room for the tokens of the data, which on a GPU would be a fault without a name.
+
+        A tokenizer may know a few tokens more than text has (Gemma 3 1B's one of images): a hundredth is let pass.
+
+        Raises:
+            ValueError: Its embedding is too short.
+        """
+        facts = getattr(self.trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
+        rows = getattr(self.model.get_input_embeddings(), "num_embeddings", None)  # type: ignore[union-attr, operator]
+        if isinstance(facts, TokenizerFacts) and rows is not None and (
+                rows <= facts.eos_token_id or rows < 0.99 * facts.vocabulary):
+            raise ValueError(f"the model has {rows:,} tokens, but the sources were tokenised with {facts.name!r}, which "
+                             f"has {facts.vocabulary:,}. Prepare them with the model's tokenizer, or take an "
+                             f"architecture with vocab_size={facts.vocabulary} or more.")
 
     def on_train_start(self) -> None:
         """Record where training begins or goes on."""
@@ -338,6 +367,7 @@ class ContinuedPretraining(pl.LightningModule):
             ValueError: The checkpoint was made with another global batch or sequence length, or in a run that
                 differs in a field that ``data.allow_change`` does not name.
         """
+        check_same_model(self, checkpoint.get("state_dict", {}))
         saved = checkpoint.get("lit_cpt")
         if saved is None or self._trainer is None or not self.trainer.training:
             return
