@@ -96,17 +96,20 @@ def innermost(message: str) -> tuple[str, list[str]]:
 
 
 def readings(message: str, key: str) -> str:
-    """What the parser tells of a value of several types, in short; another message as it is.
+    """What the parser tells of a value of the wrong type, in short; another message as it is.
 
-    >>> readings("Union subtypes Subtypes: [<class 'int'>, <class 'NoneType'>] Errors: ... Given value: many", "a.b")
-    'a.b: expected int or null, and was given: many'
+    >>> readings("... Subtypes: [<class 'int'>, <class 'NoneType'>] Errors: ... Given value: many", "data.workers")
+    'data.workers: expected int or null; given value: many'
+    >>> readings("Expected a typing.Literal['jsonl', 'txt']. Got value: csv", "format")
+    "format: expected 'jsonl' or 'txt'; given value: csv"
     """
-    union = re.search(r"Union subtypes Subtypes: \[(.*)\] Errors: .* Given value: (.*)", " ".join(message.split()))
-    if union is None:
+    told = re.search(r"(?:Subtypes: \[(.*)\] Errors: .* Given|^[^-]*Expected an? (.*)\. Got) value: (.*)", message)
+    if told is None:
         return message
-    simple = re.findall(r"<class '(?:\w+\.)*(\w+)'>|(\w+\.?\w*\[[^]]*\]+)", union[1])
-    kinds = ["null" if name == "NoneType" else name or other.removeprefix("typing.") for name, other in simple]
-    return f"{key}: expected {' or '.join(kinds)}, and was given: {union[2]}"
+    kinds = re.findall(r"<class '(?:\w+\.)*\w+'>|typing\.Literal\[[^]]*\]|[\w.]+\[[^]]*\]+", told[1] or told[2])
+    kinds = [re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*)\]", r"\1\2", kind) for kind in kinds]
+    listed = " or ".join(kinds).replace("NoneType", "null").replace(", ", " or ")
+    return f"{key}: expected {listed}; given value: {told[3]}" if listed else message
 
 
 def mistyped(message: str) -> list[str]:
@@ -131,6 +134,8 @@ def advised(message: str, known: list[str], command: str) -> str:
     known = [*known, *accepted]
     near: dict[str, None] = {}
     for word in mistyped(message):
-        near.update(dict.fromkeys(difflib.get_close_matches(word.replace("-", "_"), known, n=1, cutoff=0.8)))
+        word = word.replace("-", "_")
+        begun = [key for key in known if key.startswith(word)]
+        near.update(dict.fromkeys(difflib.get_close_matches(word, known, n=1, cutoff=0.8) or begun[:1]))
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     return f"{message}.{hint} `{command} --help` lists what is accepted."

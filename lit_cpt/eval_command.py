@@ -59,12 +59,24 @@ def eval_command(arguments: list[str]) -> None:
 
 
 def compare_files(files: list[str], output: str | None) -> None:
-    """Print how the second result differs from the first; ``output`` takes the same as JSON."""
+    """Print how the second result differs from the first; ``output`` takes the same as JSON.
+
+    Raises:
+        ValueError: They have nothing in common.
+    """
     first, second = (Evaluation.read(file) for file in files)
     found = compare(first, second)
+    if not found.rows:
+        raise ValueError(f"nothing can be compared: {files[0]} has scores of {families(first)}, {files[1]} of "
+                         f"{families(second)}. Give two results that asked the same documents.")
     print(render_comparison(found, names_of(files)))
     if output:
         publish_text(Path(output), json.dumps(found.describe(), indent=1, allow_nan=False))
+
+
+def families(found: Evaluation) -> str:
+    """Which have a score."""
+    return ", ".join(one.family for one in found.scores) or "no family"
 
 
 def names_of(files: list[str]) -> tuple[str, str]:
@@ -87,6 +99,8 @@ def evaluate_and_print(given: dict[str, Any]) -> None:
     output = Path(given["json"]) if given["json"] else None
     if output is not None and not output.parent.is_dir():
         raise FileNotFoundError(f"--json {output}: there is no folder {output.parent}.")
+    if output is not None and output.is_dir():
+        raise ValueError(f"--json {output} is a folder; name a file, such as {output}/first.json.")
     effort = Effort(**{item.name: given[item.name] for item in fields(Effort) if item.name not in IN_A_RUN})
     found = evaluate_saved(given["checkpoint"], suite, effort, given["tokenizer"], given["precision"])
     if not is_first():

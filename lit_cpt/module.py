@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -19,7 +18,6 @@ from lit_cpt.encoder_decoder import EncoderDecoderLoss, suited_objective
 from lit_cpt.events import append_event, read_events
 from lit_cpt.identity import Identity, accepted_changes, identity_of
 from lit_cpt.losses import NextTokenLoss
-from lit_cpt.manifest import TokenizerFacts
 from lit_cpt.objectives import Draw, Objective
 from lit_cpt.parallel import ShardedStrategy, data_rank, reduce_gradients
 from lit_cpt.recipe import Batch, Recipe
@@ -32,6 +30,7 @@ from lit_cpt.telling import publish, show
 from lit_cpt.weights import (
     build_model,
     check_same_model,
+    check_vocabulary,
     in_short,
     load_moments,
     parameter_groups,
@@ -71,9 +70,6 @@ class ContinuedPretraining(pl.LightningModule):
         if (pretrained is None) == (architecture is None):
             raise ValueError(f"model.pretrained={pretrained!r} and model.architecture={in_short(architecture)}: give "
                              "exactly one, a model to continue or a config to initialise at random.")
-        for name, weight in (("z_loss", z_loss), ("router_loss", router_loss)):
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"model.{name}={weight} must be a finite weight of at least 0, such as 1e-4.")
         self.recipe, self.pretrained, self.architecture = recipe, pretrained, architecture
         self.optimizer_state, self.z_loss, self.mask_documents = optimizer_state, z_loss, mask_documents
         self.router_loss, self.attention, self.objective = router_loss, attention, objective
@@ -128,13 +124,18 @@ class ContinuedPretraining(pl.LightningModule):
             blocks: A causal model predicts every position but the first, an encoder–decoder by its objective.
             draw: For the objective; None splits as a validation does.
         """
+        criterion = self.criterion()
+        return criterion(blocks, draw) if isinstance(criterion, EncoderDecoderLoss) else criterion(blocks)
+
+    def criterion(self) -> NextTokenLoss:
+        """What tells the loss of this model, made once; ``ValueError`` if the model has not what a setting asks for."""
         assert self.model is not None
         if self.loss_of is None or self.loss_of.model is not self.model:
             eos = self.eos if self.mask_documents else None
             self.loss_of = NextTokenLoss(
                 self.model, self.z_loss, eos, self.router_loss, joined="flash" in (self.attention or ""),
             ) if self.objective is None else EncoderDecoderLoss(self.model, self.objective, self.eos, self.z_loss)
-        return self.loss_of(blocks, draw) if isinstance(self.loss_of, EncoderDecoderLoss) else self.loss_of(blocks)
+        return self.loss_of
 
     @property
     def eos(self) -> int:
@@ -176,32 +177,17 @@ class ContinuedPretraining(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Say what is trained; warm the optimizer up from `optimizer_state` (a resumed run brings its own)."""
-        self.check_vocabulary()
+        assert self.model is not None
+        check_vocabulary(self.model, getattr(self.trainer.datamodule, "tokenizer", None))  # type: ignore[attr-defined]
+        self.criterion()  # what it refuses is refused before anything is written
         kind = type(self.model).__name__.removeprefix("FSDP")  # which fully_shard puts before it
         log.info("%s with %s parameters", kind, f"{sum(parameter.numel() for parameter in self.parameters()):,}")
         show(self.trainer, self.published)  # what callbacks read goes on where the checkpoint was made
         if self.optimizer_state is not None and not self.trainer.ckpt_path:
-            assert self.model is not None
             optimizer = self.optimizers(use_pl_optimizer=False)
             load_moments(self.model, optimizer, read_moments(self.optimizer_state, self.model))  # type: ignore[arg-type]
             if self.trainer.is_global_zero:
                 log.info("AdamW begins with the moments of %s", self.optimizer_state)
-
-    def check_vocabulary(self) -> None:
-        """Refuse a model with no room for the tokens of the data, which on a GPU would be a fault without a name.
-
-        A tokenizer may know a few tokens more than text has (Gemma 3 1B's one of images): a hundredth is let pass.
-
-        Raises:
-            ValueError: Its embedding is too short.
-        """
-        facts = getattr(self.trainer.datamodule, "tokenizer", None)  # type: ignore[attr-defined]
-        rows = getattr(self.model.get_input_embeddings(), "num_embeddings", None)  # type: ignore[union-attr, operator]
-        if isinstance(facts, TokenizerFacts) and rows is not None and (
-                rows <= facts.eos_token_id or rows < 0.99 * facts.vocabulary):
-            raise ValueError(f"the model has {rows:,} tokens, but the sources were tokenised with {facts.name!r}, which "
-                             f"has {facts.vocabulary:,}. Prepare them with the model's tokenizer, or take an "
-                             f"architecture with vocab_size={facts.vocabulary} or more.")
 
     def on_train_start(self) -> None:
         """Record where training begins or goes on."""

@@ -88,9 +88,8 @@ class TrainingCLI(LightningCLI):
         super().__init__(
             ContinuedPretraining, BlendDataModule, args=arguments, seed_everything_default=42,
             save_config_callback=RunFolderCallback, auto_configure_optimizers=False,
-            parser_kwargs={"exit_on_error": False, "prog": "lit-cpt", **{
-                name: {"exit_on_error": False, "allow_abbrev": False, "prog": f"lit-cpt {name}"}
-                for name in self.subcommands()}},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "prog": "lit-cpt", **{
+                name: {"exit_on_error": False, "prog": f"lit-cpt {name}"} for name in self.subcommands()}},
         )
 
     @staticmethod

@@ -17,6 +17,8 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from lit_cpt.manifest import TokenizerFacts
+
 Moments = dict[str, dict[str, torch.Tensor]]
 PREFIX = "model."  # the attribute under which the LightningModule holds the HF model
 
@@ -65,12 +67,32 @@ def readable(pretrained: str | None, architecture: str | dict[str, Any] | None,
             raise ValueError(f"pretrained={pretrained!r}: its weights have other shapes than its config.json tells, as "
                              "the table above shows. Give the folder as `save_pretrained` wrote it.") from error
         given = f"pretrained={pretrained!r}" if pretrained else f"architecture={in_short(architecture)}"
-        reason = shorten(str(error).strip().splitlines()[0], 300, placeholder=" ...")
+        reason = shorten(str(error).strip().splitlines()[0], 300, placeholder=" ...").rstrip(".") + "."
         if attention is not None and "attention" in reason.lower():
             raise ValueError(f"attention={attention!r} cannot be had for {given}: {reason} Leave it out for "
                              "transformers' own choice.") from error
         raise ValueError(f"{given} cannot be read: {reason} Give a folder with config.json (and weights), as "
                          "`save_pretrained` writes it, or the name of a hub model.") from error
+
+
+def check_vocabulary(model: nn.Module, facts: TokenizerFacts | Any) -> None:
+    """Refuse a model with no room for the tokens of its data, which on a GPU would be a fault without a name.
+
+    A tokenizer may know a few tokens more than text has (Gemma 3 1B's one of images): a hundredth is let pass.
+
+    Args:
+        model: Whose input embedding is looked at.
+        facts: What the data were tokenised with; another object tells nothing.
+
+    Raises:
+        ValueError: Its embedding is too short.
+    """
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)  # type: ignore[operator]
+    if isinstance(facts, TokenizerFacts) and rows is not None and (
+            rows <= facts.eos_token_id or rows < 0.99 * facts.vocabulary):
+        raise ValueError(f"the model has {rows:,} tokens, but the sources were tokenised with {facts.name!r}, which has "
+                         f"{facts.vocabulary:,}. Prepare them with the model's tokenizer, or take an architecture with "
+                         f"vocab_size={facts.vocabulary} or more.")
 
 
 def check_same_model(module: nn.Module, saved: Mapping[str, Any]) -> None:
