@@ -8,15 +8,33 @@ import importlib
 import inspect
 import re
 from collections.abc import Mapping
+from textwrap import fill
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 
-def command_parser(command: str, description: str) -> ArgumentParser:
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Leaves the lines of a description as they are."""
+
+
+def command_parser(command: str, description: str, *examples: str) -> ArgumentParser:
     """A parser that raises its errors instead of ending the process, and takes no abbreviations."""
-    return ArgumentParser(prog=f"lit-cpt {command}", description=description.strip(), exit_on_error=False,
-                          allow_abbrev=False)
+    return ArgumentParser(prog=f"lit-cpt {command}", exit_on_error=False, allow_abbrev=False,
+                          **help_of(command, description, *examples))
+
+
+def help_of(command: str, description: str, *examples: str) -> dict[str, Any]:
+    """What a command's ``--help`` begins with, as a parser takes it: a line, what it does, how it is called.
+
+    Args:
+        command: Its words, and perhaps those that it always takes.
+        description: Sentences.
+        examples: Words behind `lit-cpt`.
+    """
+    told = [fill(" ".join(description.split()), 100)] + (["", "Example:"] if examples else [])
+    return {"usage": f"lit-cpt {command} [OPTIONS]", "formatter_class": HelpFormatter,
+            "description": "\n".join([*told, *(f"  lit-cpt {example}" for example in examples)])}
 
 
 def divided(arguments: list[str], usages: Mapping[str, str]) -> tuple[str, list[str]]:
@@ -120,7 +138,7 @@ def mistyped(message: str) -> list[str]:
     """
     words = message.partition("unrecognized arguments: ")[2]
     return [*re.findall(r"(?<!\S)--([\w.-]+)", words),
-            *re.findall(r"(?:not accept option|takes no|[Kk]ey) '?([\w.]+)'?(?:;|\.|$| is not expected)", message)]
+            *re.findall(r"(?:[Oo]ption '|takes no )([\w.]+)(?:'|;)", message)]
 
 
 def advised(message: str, known: list[str], command: str) -> str:

@@ -41,6 +41,7 @@ Continued pretraining of language models, by the recipe of arXiv 2407.07263.
 
 {commands}
 
+New here: `lit-cpt quickstart` shows all of it, offline; then come prepare, plan, fit and report.
 lit-cpt COMMAND --help tells a command's options; --debug (before COMMAND) shows the traceback of an error.
 Exit status: 0 done, 2 the input is wrong, 1 anything else.
 """

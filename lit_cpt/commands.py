@@ -23,7 +23,10 @@ def prepare_command(arguments: list[str]) -> None:
     """`lit-cpt prepare`."""
     from lit_cpt.prepare import prepare
 
-    parser = command_parser("prepare", (prepare.__doc__ or "").split("Args:")[0])
+    parser = command_parser("prepare", (prepare.__doc__ or "").split("Args:")[0],
+                            "prepare --input 'wiki/*.txt' --txt-document line --tokenizer my-model --output data/wiki",
+                            "prepare --input qa.jsonl --text-template '{question} {answer}' --tokenizer my-model "
+                            "--output data/qa")
     parser.add_argument("--input", nargs="+", type=str, required=True,
                         help="Files, folders (read recursively) and globs, e.g. 'data/*.jsonl.gz'.")
     parser.add_function_arguments(prepare, as_group=False, skip={"input"})
@@ -38,7 +41,8 @@ def data_command(arguments: list[str]) -> None:
     """
     _, words = divided(arguments, {"check": "CONFIG [CONFIG ...]"})
     parser = command_parser("data check", "Reads a run's stream, without a model, and shows that its guarantees hold: "
-                            "realised shares, epochs, the switch, a resume, and how fast it is.")
+                            "realised shares, epochs, the switch, a resume, and how fast it is.",
+                            "data check run.yaml --steps 100")
     parser.add_argument("configs", nargs="+", type=str, metavar="CONFIG", help="The run's configs, as for fit.")
     parser.add_argument("--steps", type=int, default=100, help="Optimizer steps to read.")
     parser.add_argument("--json", action="store_true", help="Print the check as JSON.")
@@ -84,8 +88,8 @@ def export_command(arguments: list[str]) -> None:
         FileExistsError: The output is there.
         ValueError: An unknown precision, or a checkpoint that cannot be read.
     """
-    parser = command_parser("export", "Writes the model of a checkpoint as a Hugging Face folder, tokenizer included. "
-                            "Example: lit-cpt export --checkpoint runs/first --output my-model --dtype bfloat16")
+    parser = command_parser("export", "Writes the model of a checkpoint as a Hugging Face folder, tokenizer included.",
+                            "export --checkpoint runs/first --output my-model --dtype bfloat16")
     parser.add_argument("--checkpoint", type=str, required=True, metavar="FILE|RUN", help="A checkpoint of a run, or "
                         "the run's folder or mirror (its newest checkpoint).")
     parser.add_argument("--output", type=str, required=True, metavar="HF_DIR", help="The folder to write.")
@@ -118,14 +122,16 @@ def report_command(arguments: list[str]) -> None:
     """`lit-cpt report`."""
     from lit_cpt.report import write_report
 
-    parser = command_parser("report", "One self-contained page for a run, or a comparison of several.")
+    parser = command_parser("report", "One self-contained page for a run, or a comparison of several.",
+                            "report runs/first runs/second --control first --output report.html")
     parser.add_argument("runs", nargs="+", type=str, metavar="RUN_DIR", help="Folders that fit wrote.")
     parser.add_argument("--output", type=str, default="report.html", help="The page; pictures go beside it.")
     parser.add_argument("--control", type=str, help="Name of the run that the others are compared with.")
     parser.add_argument("--title", type=str, default="Continued pretraining", help="Headline of the page.")
     given = parse(parser, arguments[1:])
     if Path(given["output"]).is_dir():
-        raise ValueError(f"--output {given['output']} is a folder; name the page, such as {given['output']}/report.html.")
+        page = Path(given["output"], "report.html")
+        raise ValueError(f"--output {given['output']} is a folder; name the page, such as {page}.")
     short = [Path(run).resolve().name for run in given["runs"]]
     runs = {name if short.count(name) == 1 else run: Path(run) for name, run in zip(short, given["runs"], strict=True)}
     print(write_report(runs, Path(given["output"]), given["title"], given["control"]))
@@ -135,6 +141,7 @@ def quickstart_command(arguments: list[str]) -> None:
     """`lit-cpt quickstart`."""
     from lit_cpt.quickstart import quickstart
 
-    parser = command_parser("quickstart", (quickstart.__doc__ or "").split("Args:")[0])
+    parser = command_parser("quickstart", (quickstart.__doc__ or "").split("Args:")[0],
+                            "quickstart --out quickstart --short")
     parser.add_function_arguments(quickstart, as_group=False)
     quickstart(**parse(parser, arguments[1:]))

@@ -14,9 +14,9 @@ from lit_cpt.publishing import publish_text
 from lit_cpt.score_changes import compare, render_comparison, render_evaluation
 
 DESCRIPTION = """Scores a model on MMLU, HellaSwag, HumanEval, MGSM or any task of lm-eval, with the tasks' own prompts,
-filters and metrics. Several processes share the work: torchrun --nproc-per-node 8 -m lit_cpt eval .... Example:
-lit-cpt eval --checkpoint runs/first --tasks mmlu,mgsm --data eval-data --limit 100 --json first.json"""
-
+filters and metrics. Several processes share the work: torchrun --nproc-per-node 8 -m lit_cpt eval ..."""
+CALLS = ("eval --checkpoint runs/first --tasks mmlu,mgsm --data eval-data --limit 100 --json first.json",
+         "eval --compare base.json first.json")
 
 IN_A_RUN = ("gather_weights", "most_failures")  # of an effort, what has no meaning for one evaluation alone
 
@@ -28,7 +28,7 @@ def eval_command(arguments: list[str]) -> None:
         ValueError: No checkpoint, a file that is no evaluation, or a family whose data are not here.
         SystemExit: With 1, where a family failed otherwise.
     """
-    parser = command_parser("eval", DESCRIPTION)
+    parser = command_parser("eval", DESCRIPTION, *CALLS)
     parser.add_argument("--checkpoint", type=str, metavar="FILE|RUN|HF", help="A checkpoint of a run, the run's folder "
                         "(its newest checkpoint), or a Hugging Face folder or hub name.")
     parser.add_argument("--tasks", type=str, default=",".join(Suite().tasks), help="Families or lm-eval tasks, "

@@ -30,8 +30,8 @@ PLAN_ONLY = ("json", "plot", "gpu", "mfu", "price", "tokens_per_second")
 PICTURES = (".png", ".svg")
 FIT_ONLY = ("model", "trainer", "run", "mirror", "ckpt_path", "seed_everything", "weights_only", "verbose",
             "allow_change")
-ABOUT = ("What a run will do, before it does it: takes the arguments of fit. Example: lit-cpt plan --config base "
-         "--config recipes/paper --config run.yaml --tokens_per_second 280000 --plot plan.png")
+ABOUT = "What a run will do, before it does it: takes the arguments of fit, and needs no GPU."
+CALL = "plan --config base --config recipes/paper --config run.yaml --tokens_per_second 280000 --plot plan.png"
 
 
 def plan_command(arguments: list[str]) -> None:
@@ -64,7 +64,7 @@ def plan_command(arguments: list[str]) -> None:
 
 def plan_parser() -> ArgumentParser:
     """What a plan takes of fit's arguments, and its own."""
-    parser = command_parser("plan", ABOUT)
+    parser = command_parser("plan", ABOUT, CALL)
     parser.add_argument("--config", action="config", metavar="FILE|NAME", help="A config of the run, as for fit; "
                         "repeat it for each.")
     parser.add_argument("--json", action="store_true", help="Print the plan as JSON.")

@@ -24,7 +24,7 @@ from tabulate import tabulate
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from transformers.utils.logging import disable_progress_bar
 
-from lit_cpt.arguments import advised, known_keys
+from lit_cpt.arguments import HelpFormatter, advised, help_of, known_keys
 from lit_cpt.checkpoints import folder_of, found_checkpoint, newest_whole, saving_callbacks
 from lit_cpt.data import BlendDataModule
 from lit_cpt.forecast import Forecast, Setup, forecast, render_forecast
@@ -43,6 +43,12 @@ from lit_cpt.weights import moments_file
 log = logging.getLogger(__name__)
 
 LAUNCHER = "lightning.fabric.strategies.launchers.subprocess_script"
+ABOUT = {"fit": ("Trains by a recipe. What a run is stands in config files, which are found by path or by the name of "
+                 "one that lit_cpt ships; each option below is a key of them. `lit-cpt plan` foretells what happens.",
+                 "fit --config base --config hardware/gpu --config run.yaml --run runs/first",
+                 "fit --config base --config hardware/gpu --config run.yaml --run runs/first --ckpt_path last"),
+         "validate": ("Tells the loss of a model, or of a run's checkpoint, on each source.",
+                      "validate --config base --config run.yaml --run runs/first --ckpt_path last")}
 LOGGED = ("events.out.tfevents.*", "hparams.yaml")  # what Lightning's logger writes before anything is looked at
 QUIET = (".*args parameter is intended to run from within Python.*", ".*does not have many workers.*", ".*LeafSpec.*",
          ".*treespec.*", ".*Checkpoint directory .* exists.*", ".*srun.*",
@@ -90,7 +96,9 @@ class TrainingCLI(LightningCLI):
             ContinuedPretraining, BlendDataModule, args=arguments, seed_everything_default=42,
             save_config_callback=RunFolderCallback, auto_configure_optimizers=False,
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "prog": "lit-cpt",
-                           self.asked: {"exit_on_error": False, "prog": f"lit-cpt {self.asked}"}},
+                           "formatter_class": HelpFormatter,
+                           self.asked: {"exit_on_error": False, "prog": f"lit-cpt {self.asked}",
+                                        **help_of(self.asked, *ABOUT[self.asked])}},
         )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]

@@ -90,9 +90,9 @@ def check_vocabulary(model: nn.Module, facts: TokenizerFacts | Any) -> None:
     rows = getattr(model.get_input_embeddings(), "num_embeddings", None)  # type: ignore[operator]
     if isinstance(facts, TokenizerFacts) and rows is not None and (
             rows <= facts.eos_token_id or rows < 0.99 * facts.vocabulary):
-        raise ValueError(f"the model has {rows:,} tokens, but the sources were tokenised with {facts.name!r}, which has "
-                         f"{facts.vocabulary:,}. Prepare them with the model's tokenizer, or take an architecture with "
-                         f"vocab_size={facts.vocabulary} or more.")
+        raise ValueError(f"the model has {rows:,} tokens, but the sources were tokenised with {facts.name!r}, which "
+                         f"has {facts.vocabulary:,}. Prepare them with the model's tokenizer, or take an architecture "
+                         f"with vocab_size={facts.vocabulary} or more.")
 
 
 def check_same_model(module: nn.Module, saved: Mapping[str, Any]) -> None:
@@ -214,8 +214,8 @@ def read_moments(path: str | Path, model: nn.Module) -> Moments:
     try:
         saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, UnpicklingError, EOFError) as error:
-        raise ValueError(f"optimizer_state={str(path)!r} cannot be read: it ends too early or is no file of torch.save. "
-                         "Copy it again, or leave it out to start AdamW cold.") from error
+        raise ValueError(f"optimizer_state={str(path)!r} cannot be read: it ends too early or is no file of "
+                         "torch.save. Copy it again, or leave it out to start AdamW cold.") from error
     saved = saved["optimizer_states"][0] if "optimizer_states" in saved else saved
     if not saved.get("state") or "exp_avg" not in next(iter(saved["state"].values())):
         raise ValueError(f"optimizer_state={str(path)!r} holds no AdamW state (exp_avg, exp_avg_sq).")

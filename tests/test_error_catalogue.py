@@ -184,7 +184,8 @@ CATALOGUE = [
     with_trigger("a rate that is never reached", "{eta: 1.0e-9}", "eta=1e-09 is never reached", "Lower eta_min, or"),
     with_trigger("a phase behind the end", "{tokens: 3B}", r"'two' \(tokens=3B\)", "Reorder the phases or change"),
     with_trigger("a share above 1", "{fraction: 2}", r"fraction=2\.0 must lie in \(0, 1\), such as 0\.2"),
-    with_trigger("a metric without a bound", "{metric: val/a/loss}", "'val/a/loss' is no comparison: write NAME < BOUND"),
+    with_trigger("a metric without a bound", "{metric: val/a/loss}",
+          "'val/a/loss' is no comparison: write NAME < BOUND"),
     with_phases("phases out of order", BLENDED.replace("WHEN", "{tokens: 96}")[:-1] + ", {name: three, blend: "
                 "{weights: {a: 1.0}}, when: {tokens: 64}}]", "'three'", "must lie after the phase before it"),
     with_phases("two phases of one name", BLENDED.replace("two", "one").replace("WHEN", "{tokens: 64}"),
@@ -214,12 +215,15 @@ CATALOGUE = [
     wrong("no such strategy", "$FIT --trainer.strategy shrded", "strategy='shrded'", "Example choices: auto, ddp"),
     wrong("a file for the run", "fit --config base --config run.yaml --run run.yaml",
           "--run run.yaml is a file; name a folder"),
-    wrong("a run in a file", "fit --config base --config run.yaml --run run.yaml/x", "run.yaml is a file; name a folder"),
-    wrong("a mirror that is no store", "$FIT --mirror data", "'data' is no folder in a store", "give s3://BUCKET/FOLDER"),
+    wrong("a run in a file", "fit --config base --config run.yaml --run run.yaml/x",
+          "run.yaml is a file; name a folder"),
+    wrong("a mirror that is no store", "$FIT --mirror data", "'data' is no folder in a store",
+          "give s3://BUCKET/FOLDER"),
     # Sources ---------------------------------------------------------------------------------------------
     wrong("no such source", "$FIT --data.sources.a gone", "source 'a': there is no folder 'gone'; name one that"),
     wrong("a file for a source", "$PLAN --data.sources.a run.yaml", "there is no folder 'run.yaml'; name one"),
-    wrong("a source that was not prepared", "$FIT --data.sources.a hf", "'hf' is not a prepared source", "lit-cpt prepare"),
+    wrong("a source that was not prepared", "$FIT --data.sources.a hf", "'hf' is not a prepared source",
+          "lit-cpt prepare"),
     wrong("a source of another tokenizer than another", "$FIT", "source 'b' .*eeeeee.*source 'a' has sha256",
           "Prepare it again", make=another_tokenizer),
     wrong("a source of another tokenizer than the model", "$MODEL", "source 'b' .*ffffff.*the model .*hf. has",
@@ -240,10 +244,13 @@ CATALOGUE = [
           make=cut("data/a/validation/chunk-0-0.bin")),
     wrong("no steps to check", "$CHECK --steps 0", "steps=0 must be at least 1"),
     # Models and optimizer states -------------------------------------------------------------------------
-    wrong("a model and an architecture", "$FIT --model.pretrained hf", "pretrained='hf' and .*'llama', ....: give exactly one"),
+    wrong("a model and an architecture", "$FIT --model.pretrained hf",
+          "pretrained='hf' and .*'llama', ....: give exactly one"),
     wrong("neither", "$FIT --model.architecture null", "give exactly one"),
-    wrong("no such model", "$FIT --model.architecture null --model.pretrained ./gone", "./gone: there is no such folder"),
-    wrong("no such kind of model", "$FIT --model.architecture.model_type lama", "'lama'", "Give a folder with config.json"),
+    wrong("no such model", "$FIT --model.architecture null --model.pretrained ./gone",
+          "./gone: there is no such folder"),
+    wrong("no such kind of model", "$FIT --model.architecture.model_type lama", "'lama'",
+          "Give a folder with config.json"),
     wrong("a model without config.json", "$MODEL", "pretrained='hf' cannot be read", "Give a folder with config.json",
           files={"hf/config.json": None}),
     wrong("a model without weights", "$MODEL", "pretrained='hf' cannot be read: .*model.safetensors",
@@ -255,13 +262,15 @@ CATALOGUE = [
           "'some/model'", "couldn't connect", "Give a folder"),
     wrong("attention that is not installed", "$FIT --model.attention flash_attention_2",
           "attention='flash_attention_2' cannot be had", "Leave it out"),
-    wrong("experts where there are none", "$FIT --model.router_loss 0.1", "LlamaForCausalLM is no mixture of experts: leave"),
+    wrong("experts where there are none", "$FIT --model.router_loss 0.1",
+          "LlamaForCausalLM is no mixture of experts: leave"),
     wrong("a weight below 0", "$FIT --model.z_loss -1", r"z_loss=-1\.0 must be a finite weight of at least 0"),
     wrong("an objective of another kind of model", "$FIT --model.objective PrefixLM", "has no encoder: leave it out"),
     wrong("no optimizer state", "$FIT --model.optimizer_state gone.pt", "'gone.pt': no such file. Give a checkpoint"),
     wrong("an optimizer state that is none", "$FIT --model.optimizer_state run.yaml", "'run.yaml' cannot be read",
           "leave it out"),
-    wrong("an optimizer state of another model", f"$FIT --model.architecture.hidden_size 32 --model.optimizer_state {DONE}",
+    wrong("an optimizer state of another model",
+          f"$FIT --model.architecture.hidden_size 32 --model.optimizer_state {DONE}",
           r"the optimizer state has shape \(64, 16\)", "it is of another model"),
     # Checkpoints -----------------------------------------------------------------------------------------
     wrong("a run that is there", "fit --config base --config hardware/cpu --config run.yaml --run done",
@@ -280,9 +289,11 @@ CATALOGUE = [
     wrong("another source", "$RESUME --data.sources.b data/a", "data.sources.b: content", "--allow-change"),
     wrong("another architecture", "$RESUME --model.architecture.hidden_size 32", "the checkpoint is of another model",
           "Resume with the model of the run's config.yaml"),
-    wrong("no such field to change", "$RESUME --data.seed 7 --allow-change data.sed", "data.sed: there is no such field",
+    wrong("no such field to change", "$RESUME --data.seed 7 --allow-change data.sed",
+          "data.sed: there is no such field",
           "data.seed"),
-    wrong("validation of nothing", "validate --config base --config run.yaml --run run --ckpt_path last", "no checkpoint"),
+    wrong("validation of nothing", "validate --config base --config run.yaml --run run --ckpt_path last",
+          "no checkpoint"),
     # plan ------------------------------------------------------------------------------------------------
     wrong("no speed", "$PLAN --tokens_per_second 0", "--tokens_per_second 0: give a number above 0, such as"),
     wrong("a picture of no kind", "$PLAN --plot plan.xyz", r"--plot plan\.xyz: name a file that ends in \.png or"),
@@ -292,14 +303,17 @@ CATALOGUE = [
     wrong("a glob that matches nothing", "$PREPARE --input 'gone/*.txt'", "'gone/\\*.txt' matches no file"),
     wrong("an unknown suffix", "$PREPARE --input run.yaml", "unknown suffix '.yaml'; known are .jsonl", "--format"),
     wrong("a folder of other files", "$PREPARE --input hf --format parquet", "'hf' holds no parquet file", "--format"),
-    wrong("a template without a field", "$PREPARE --input text.jsonl --text-template words", "must name fields as {name}"),
+    wrong("a template without a field", "$PREPARE --input text.jsonl --text-template words",
+          "must name fields as {name}"),
     wrong("a template that is open", "$PREPARE --input text.jsonl --text-template '{text'", "write fields as {name}"),
     wrong("no shard", "$PREPARE --input text.jsonl --shard 1of2", "shard='1of2' is none: give i/n"),
     wrong("one shard too many", "$PREPARE --input text.jsonl --shard 2/2", "shard=2/2 is none", "from 0 to n - 1"),
     wrong("a merge of nothing", "$PREPARE --input text.jsonl --merge", "1 of 1 parts are missing", "then merge"),
     wrong("a shard and a merge", "$PREPARE --input text.jsonl --merge --shard 0/2", "goes with neither merge nor"),
-    wrong("no tokenizer", "prepare --tokenizer ./gone --output out --input text.jsonl", "'./gone' is no folder; give one"),
-    wrong("a file for the output", "prepare --tokenizer hf --output run.yaml --input text.jsonl", "run.yaml' is a file"),
+    wrong("no tokenizer", "prepare --tokenizer ./gone --output out --input text.jsonl",
+          "'./gone' is no folder; give one"),
+    wrong("a file for the output", "prepare --tokenizer hf --output run.yaml --input text.jsonl",
+          "run.yaml' is a file"),
     wrong("an output that is something else", "prepare --tokenizer hf --output done --input text.jsonl",
           "holds something else", "nothing was deleted", "Name a new or empty folder"),
     wrong("a URL for the output", "prepare --tokenizer hf --output s3://x/y --input text.jsonl", "is no local folder"),
@@ -315,21 +329,25 @@ CATALOGUE = [
                  "source 'books' has no share, but others have"),
     with_sources("a score without a target", "web: {tokens: 5B, score: 0.4}, qa: {tokens: 5B, kind: qa}",
                  r"score=0\.4 alone tells no weakness: give both"),
-    with_sources("too little text", "web: {tokens: 5M}, qa: {tokens: 5B, kind: qa}", "Lower token_horizon to", "add text"),
+    with_sources("too little text", "web: {tokens: 5M}, qa: {tokens: 5B, kind: qa}", "Lower token_horizon to",
+          "add text"),
     with_sources("more than the whole", "web: {tokens: 5B}, qa: {tokens: 5B, kind: qa}", r"qa_share=0\.5", "at most 1",
                  words="blend suggest more.yaml --qa.replay 0.9 --qa.qa_share 0.5"),
     # eval, eval-data -------------------------------------------------------------------------------------
     wrong("nothing to evaluate", "eval", "--checkpoint is missing: name a checkpoint"),
     wrong("no such model to evaluate", "eval --checkpoint ./gone", "./gone: there is no such file or folder. Give"),
     wrong("no evaluation data", "$EVAL", "there is no cais/mmlu", "eval-data fetch --data eval-data"),
-    wrong("evaluation data that are elsewhere", "$EVAL --data data", "data has no cais/mmlu", "eval-data fetch --data data"),
+    wrong("evaluation data that are elsewhere", "$EVAL --data data", "data has no cais/mmlu",
+          "eval-data fetch --data data"),
     wrong("no documents", "$EVAL --limit 0", "limit=0 must be 1 or more documents"),
-    wrong("no tokenizer to evaluate with", "eval --checkpoint done --tasks mmlu", "names no tokenizer: give its folder"),
+    wrong("no tokenizer to evaluate with", "eval --checkpoint done --tasks mmlu",
+          "names no tokenizer: give its folder"),
     wrong("a result into no folder", "$EVAL --json gone/x.json", "--json gone/x.json: there is no folder gone"),
     wrong("a result into a folder", "$EVAL --json data", "--json data is a folder; name a file"),
     wrong("one result to compare", "eval --compare before.json", "--compare: expected 2 arguments"),
     wrong("no result to compare", "eval --compare before.json gone.json", "gone.json: there is no such file. Give one"),
-    wrong("a result that is none", "eval --compare before.json run.yaml", "run.yaml holds no evaluation", "give a file that"),
+    wrong("a result that is none", "eval --compare before.json run.yaml", "run.yaml holds no evaluation",
+          "give a file that"),
     wrong("results that have nothing in common", "eval --compare before.json other.json",
           "nothing can be compared: before.json has scores of mmlu, other.json of winograd. Give two results"),
     wrong("no such family", "eval-data check --data data --families mmul", "no family mmul; there are mmlu"),
@@ -340,8 +358,10 @@ CATALOGUE = [
     # export, checkpoint, report, quickstart --------------------------------------------------------------
     wrong("an output that is there", "export --tokenizer hf --output hf --checkpoint done", "--overwrite"),
     wrong("no such dtype", "$EXPORT --dtype int8", "--dtype int8: choose float32, bfloat16, float16"),
-    wrong("an export of nothing", "export --tokenizer hf --output out --checkpoint data", "neither a Hugging Face folder"),
-    wrong("an export of half a checkpoint", f"export --tokenizer hf --output deep/out --checkpoint {DONE}", "is damaged",
+    wrong("an export of nothing", "export --tokenizer hf --output out --checkpoint data",
+          "neither a Hugging Face folder"),
+    wrong("an export of half a checkpoint", f"export --tokenizer hf --output deep/out --checkpoint {DONE}",
+          "is damaged",
           make=cut(DONE)),
     wrong("an export of another's checkpoint", "export --output out --checkpoint x.ckpt", "was not written by lit_cpt",
           make=lambda here: torch.save({"a": 1}, here / "x.ckpt")),
@@ -388,8 +408,8 @@ def world(tmp_path_factory):
     (root / "text.jsonl").write_text('{"text": "one"}\n')
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
-        assert main(shlex.split(SHORT["$RESUME"].replace("last", "auto")) + [
-            "--trainer.limit_val_batches", "0", "--trainer.callbacks", "lit_cpt.callbacks.RunCheckpointCallback"]) == 0
+        assert main([*shlex.split(SHORT["$RESUME"].replace("last", "auto")), "--trainer.limit_val_batches", "0",
+                     "--trainer.callbacks", "lit_cpt.callbacks.RunCheckpointCallback"]) == 0
     return root
 
 
@@ -459,7 +479,8 @@ def test_a_process_answers_alike(name, here):
     entry = next(one for one in CATALOGUE if one.name == name)
     spoil(entry, here)
     before = tree(here)
-    ran = subprocess.run([sys.executable, "-m", "lit_cpt", *entry.arguments], capture_output=True, text=True, check=False,
+    ran = subprocess.run([sys.executable, "-m",
+        "lit_cpt", *entry.arguments], capture_output=True, text=True, check=False,
                          env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert_told(entry, ran.returncode, ran.stderr)
     assert tree(here) == before

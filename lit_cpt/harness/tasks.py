@@ -100,8 +100,8 @@ def local_data(data: Path | None, required: tuple[str, ...], scorer: ProgramScor
             return read_dataset(data / path, name)
         if path in required:
             lack = f"{data} has no {path}" if data else f"there is no {path}, for --data names no folder that has it"
-            raise FileNotFoundError(f"{lack}: run `lit-cpt eval-data fetch --data {data or 'eval-data'}` on a connected "
-                                    "machine and copy the folder here.")
+            raise FileNotFoundError(f"{lack}: run `lit-cpt eval-data fetch --data {data or 'eval-data'}` on a "
+                                    "connected machine and copy the folder here.")
         return upstream(path, name, *arguments, **settings)
 
     def load_metric(path: str, *arguments: Any, **settings: Any) -> Any:
