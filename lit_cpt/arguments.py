@@ -8,14 +8,33 @@ import importlib
 import inspect
 import re
 from collections.abc import Mapping
+from textwrap import fill
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 
-def command_parser(command: str, description: str) -> ArgumentParser:
-    """A parser that raises its errors instead of ending the process."""
-    return ArgumentParser(prog=f"lit-cpt {command}", description=description.strip(), exit_on_error=False)
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Leaves the lines of a description as they are."""
+
+
+def command_parser(command: str, description: str, *examples: str) -> ArgumentParser:
+    """A parser that raises its errors instead of ending the process, and takes no abbreviations."""
+    return ArgumentParser(prog=f"lit-cpt {command}", exit_on_error=False, allow_abbrev=False,
+                          **help_of(command, description, *examples))
+
+
+def help_of(command: str, description: str, *examples: str) -> dict[str, Any]:
+    """What a command's ``--help`` begins with, as a parser takes it: a line, what it does, how it is called.
+
+    Args:
+        command: Its words, and perhaps those that it always takes.
+        description: Sentences.
+        examples: Words behind `lit-cpt`.
+    """
+    told = [fill(" ".join(description.split()), 100)] + (["", "Example:"] if examples else [])
+    return {"usage": f"lit-cpt {command} [OPTIONS]", "formatter_class": HelpFormatter,
+            "description": "\n".join([*told, *(f"  lit-cpt {example}" for example in examples)])}
 
 
 def divided(arguments: list[str], usages: Mapping[str, str]) -> tuple[str, list[str]]:
@@ -80,13 +99,46 @@ def innermost(message: str) -> tuple[str, list[str]]:
     The parser tells every reading it tried, from the outside in.
     """
     found = re.findall(r"given class_path '([\w.]+)': Option '([\w.+]+)' is not accepted", message)
-    key = re.match(r'Parser key "([\w.]+)"', message)
-    if not found or not key:
+    key = re.match(r'Parser key "([\w.]+)": ', message)
+    if not key:
         return message, []
-    path, option = found[-1]
-    module, _, name = path.rpartition(".")
-    accepted = list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
-    return f"{key[1]}: {name} takes no {option}; it takes {', '.join(accepted)}", accepted
+    if found:
+        path, option = found[-1]
+        module, _, name = path.rpartition(".")
+        accepted = list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+        return f"{key[1]}: {name} takes no {option}; it takes {', '.join(accepted)}", accepted
+    unknown = re.search(r"given class_path '[\w.]+': ([^:]*? has no .*?)\.? - ", message)
+    if unknown is not None:
+        return f"{key[1]}: {unknown[1]}", []
+    return readings(message, key[1]), []
+
+
+def readings(message: str, key: str) -> str:
+    """What the parser tells of a value of the wrong type, in short; another message as it is.
+
+    >>> readings("... Subtypes: [<class 'int'>, <class 'NoneType'>] Errors: ... Given value: many", "data.workers")
+    'data.workers: expected int or null; given value: many'
+    >>> readings("Expected a typing.Literal['jsonl', 'txt']. Got value: csv", "format")
+    "format: expected 'jsonl' or 'txt'; given value: csv"
+    """
+    told = re.search(r"(?:Subtypes: \[(.*)\] Errors: .* Given|^[^-]*Expected an? (.*)\. Got) value: (.*)", message)
+    if told is None:
+        return message
+    kinds = re.findall(r"<class '(?:\w+\.)*\w+'>|typing\.Literal\[[^]]*\]|[\w.]+\[[^]]*\]+", told[1] or told[2])
+    kinds = [re.sub(r"<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.*)\]", r"\1\2", kind) for kind in kinds]
+    listed = " or ".join(kinds).replace("NoneType", "null").replace(", ", " or ")
+    return f"{key}: expected {listed}; given value: {told[3]}" if listed else message
+
+
+def mistyped(message: str) -> list[str]:
+    """The keys that a parser's message calls unknown, and no other word of it.
+
+    >>> mistyped("unrecognized arguments: --data.sorces x"), mistyped("Parser key 'data.seed': data is no number")
+    (['data.sorces'], [])
+    """
+    words = message.partition("unrecognized arguments: ")[2]
+    return [*re.findall(r"(?<!\S)--([\w.-]+)", words),
+            *re.findall(r"(?:[Oo]ption '|takes no )([\w.]+)(?:'|;)", message)]
 
 
 def advised(message: str, known: list[str], command: str) -> str:
@@ -99,8 +151,9 @@ def advised(message: str, known: list[str], command: str) -> str:
     message, accepted = innermost(message)
     known = [*known, *accepted]
     near: dict[str, None] = {}
-    for word in re.findall(r"[A-Za-z_][\w.]*", message):
-        if word not in known:
-            near.update(dict.fromkeys(difflib.get_close_matches(word, known, n=1, cutoff=0.8)))
+    for word in mistyped(message):
+        word = word.replace("-", "_")
+        begun = [key for key in known if key.startswith(word)]
+        near.update(dict.fromkeys(difflib.get_close_matches(word, known, n=1, cutoff=0.8) or begun[:1]))
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     return f"{message}.{hint} `{command} --help` lists what is accepted."

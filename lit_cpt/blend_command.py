@@ -26,7 +26,8 @@ from lit_cpt.units import format_count, parse_count
 
 DESCRIPTION = """Proposes the weights of the general and the QA blend, from sizes, quality tiers and what the model is
 weak at, and prints a recipe with the reason of each weight. The rule is in docs/recipe.md; its numbers are a start, and
-not measured. Example: lit-cpt blend suggest sources.yaml --token_horizon 300B --eta_max 4.5e-5 > recipe.yaml"""
+not measured."""
+CALL = "blend suggest sources.yaml --token_horizon 300B --eta_max 4.5e-5 > recipe.yaml"
 EXAMPLE = "sources: {web: {tokens: 2T, tier: low}, questions: {tokens: 3B, kind: qa}}"
 
 
@@ -61,7 +62,7 @@ def blend_command(arguments: list[str]) -> None:
 def suggest_parser() -> ArgumentParser:
     """What `blend suggest` takes, in the file or behind it."""
     default = Rule()
-    parser = command_parser("blend suggest", DESCRIPTION)
+    parser = command_parser("blend suggest", DESCRIPTION, CALL)
     parser.add_argument("file", type=str, metavar="FILE", help=f"The sources, such as `{EXAMPLE}`; the options may "
                         "stand in it too.")
     parser.add_argument("--config", action="config", help=SUPPRESS)

@@ -17,8 +17,8 @@ from lit_cpt.units import format_count
 from lit_cpt.weights import is_distributed
 
 DESCRIPTION = """Tells what checkpoints hold and whether they are whole (`inspect`), or makes one file of a checkpoint
-that several ranks wrote, from which any strategy resumes (`consolidate`). Examples: lit-cpt checkpoint inspect
-runs/first; lit-cpt checkpoint consolidate runs/first --output first.ckpt"""
+that several ranks wrote, from which any strategy resumes (`consolidate`)."""
+CALLS = ("checkpoint inspect runs/first", "checkpoint consolidate runs/first --output first.ckpt")
 
 
 def checkpoint_command(arguments: list[str]) -> None:
@@ -29,7 +29,7 @@ def checkpoint_command(arguments: list[str]) -> None:
         ValueError: No such subcommand, or no file to write is named.
     """
     deed, words = divided(arguments, {"inspect": "PATH", "consolidate": "PATH --output FILE"})
-    parser = command_parser("checkpoint inspect|consolidate", DESCRIPTION)
+    parser = command_parser("checkpoint inspect|consolidate", DESCRIPTION, *CALLS)
     parser.add_argument("path", type=str, metavar="PATH", help="A checkpoint, or a folder of a run: all of its "
                         "checkpoints to inspect, the newest whole one to consolidate. To inspect, also a run's mirror, "
                         "such as s3://bucket/run1.")

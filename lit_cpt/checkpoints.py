@@ -177,6 +177,8 @@ def found_checkpoint(run: Path, asked: str | None, skipped: Callable[[Path, str,
     folder = run / "checkpoints"
     if run.exists() and not run.is_dir():
         raise FileExistsError(f"--run {run} is a file; name a folder, such as --run runs/{run.stem}.")
+    if (above := next((path for path in run.parents if path.is_file()), None)) is not None:
+        raise FileExistsError(f"--run {run}: {above} is a file; name a folder elsewhere.")
     if asked in (None, "auto") and not any(folder.glob("*.ckpt")):
         return None
     if asked is None:

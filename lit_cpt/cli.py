@@ -46,6 +46,7 @@ Continued pretraining of language models, by the recipe of arXiv 2407.07263.
 
 {commands}
 
+New here: `lit-cpt quickstart` shows all of it, offline; then come prepare, plan, fit and report.
 lit-cpt COMMAND --help tells a command's options; --debug (before COMMAND) shows the traceback of an error.
 Exit status: 0 done, 2 the input is wrong, 1 anything else.
 """
@@ -139,7 +140,7 @@ def explain(error: BaseException, command: str) -> int:
         say_how_to_resume(error)
         return 1
     if (refused := users_mistake(error)) is not None:
-        print(f"lit-cpt {command}: {refused}", file=sys.stderr)
+        print(f"lit-cpt {command}: {said_of(refused)}", file=sys.stderr)
         return 2
     traceback.print_exception(error)
     print(f"lit-cpt {command}: this is not a known mistake of input; the traceback above tells where it arose.",
@@ -152,6 +153,13 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether a device or the host had no memory left: torch tells the host's with a plain RuntimeError."""
     said = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
     return said or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def said_of(error: BaseException) -> str:
+    """Its message; the system's own, which names no cure, with what to look at."""
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename}: {error.strerror.lower()}. Look at the paths that the command and its configs name."
+    return str(error)
 
 
 def say_how_to_resume(error: BaseException) -> None:
@@ -174,7 +182,8 @@ def is_users(error: BaseException) -> bool:
     """Whether lit_cpt itself refused a value: its own ``raise`` of a built-in error, not one from a library."""
     if type(error).__name__ == "ArgumentError":
         return True
-    if not isinstance(error, (ValueError, FileNotFoundError, FileExistsError, PermissionError)):
+    if not isinstance(error, (ValueError, FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError,
+                              IsADirectoryError)):
         return False
     last = traceback.extract_tb(error.__traceback__)[-1]
     raised = not last.line or last.line.startswith("raise")  # else a slip of ours, such as int("x")

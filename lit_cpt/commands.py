@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from lit_cpt.arguments import command_parser, divided, parse
 from lit_cpt.cli import print_json
+from lit_cpt.publishing import taken_back
 from lit_cpt.recipe import Recipe
 from lit_cpt.settings import find_config, read_config
 
@@ -22,7 +23,10 @@ def prepare_command(arguments: list[str]) -> None:
     """`lit-cpt prepare`."""
     from lit_cpt.prepare import prepare
 
-    parser = command_parser("prepare", (prepare.__doc__ or "").split("Args:")[0])
+    parser = command_parser("prepare", (prepare.__doc__ or "").split("Args:")[0],
+                            "prepare --input 'wiki/*.txt' --txt-document line --tokenizer my-model --output data/wiki",
+                            "prepare --input qa.jsonl --text-template '{question} {answer}' --tokenizer my-model "
+                            "--output data/qa")
     parser.add_argument("--input", nargs="+", type=str, required=True,
                         help="Files, folders (read recursively) and globs, e.g. 'data/*.jsonl.gz'.")
     parser.add_function_arguments(prepare, as_group=False, skip={"input"})
@@ -37,7 +41,8 @@ def data_command(arguments: list[str]) -> None:
     """
     _, words = divided(arguments, {"check": "CONFIG [CONFIG ...]"})
     parser = command_parser("data check", "Reads a run's stream, without a model, and shows that its guarantees hold: "
-                            "realised shares, epochs, the switch, a resume, and how fast it is.")
+                            "realised shares, epochs, the switch, a resume, and how fast it is.",
+                            "data check run.yaml --steps 100")
     parser.add_argument("configs", nargs="+", type=str, metavar="CONFIG", help="The run's configs, as for fit.")
     parser.add_argument("--steps", type=int, default=100, help="Optimizer steps to read.")
     parser.add_argument("--json", action="store_true", help="Print the check as JSON.")
@@ -45,6 +50,7 @@ def data_command(arguments: list[str]) -> None:
     from lit_cpt.data_check import check_data, render_check
 
     data = data_module(given["configs"])
+    data.check_chunks()
     found = check_data(data, given["steps"])
     print_json({**asdict(found), "passed": found.passed}) if given["json"] else print(render_check(found, data))
     if not found.passed:
@@ -82,8 +88,8 @@ def export_command(arguments: list[str]) -> None:
         FileExistsError: The output is there.
         ValueError: An unknown precision, or a checkpoint that cannot be read.
     """
-    parser = command_parser("export", "Writes the model of a checkpoint as a Hugging Face folder, tokenizer included. "
-                            "Example: lit-cpt export --checkpoint runs/first --output my-model --dtype bfloat16")
+    parser = command_parser("export", "Writes the model of a checkpoint as a Hugging Face folder, tokenizer included.",
+                            "export --checkpoint runs/first --output my-model --dtype bfloat16")
     parser.add_argument("--checkpoint", type=str, required=True, metavar="FILE|RUN", help="A checkpoint of a run, or "
                         "the run's folder or mirror (its newest checkpoint).")
     parser.add_argument("--output", type=str, required=True, metavar="HF_DIR", help="The folder to write.")
@@ -104,9 +110,10 @@ def export_command(arguments: list[str]) -> None:
     from lit_cpt.standalone import open_subject
 
     disable_progress_bar()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    subject = open_subject(given["checkpoint"], given["tokenizer"], getattr(torch, given["dtype"]), output.parent)
-    export_huggingface(subject.model, output, subject.tokenizer)
+    with taken_back(output.parent, (), output.exists):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        subject = open_subject(given["checkpoint"], given["tokenizer"], getattr(torch, given["dtype"]), output.parent)
+        export_huggingface(subject.model, output, subject.tokenizer)
     count = sum(weight.numel() for weight in subject.model.parameters())
     print(f"{output}: {count:,} parameters in {given['dtype']}, of {subject.name} at step {subject.step:,}")
 
@@ -116,12 +123,16 @@ def report_command(arguments: list[str]) -> None:
     from lit_cpt.report import write_report
     from lit_cpt.report.runs import named
 
-    parser = command_parser("report", "One self-contained page for a run, or a comparison of several.")
+    parser = command_parser("report", "One self-contained page for a run, or a comparison of several.",
+                            "report runs/first runs/second --control first --output report.html")
     parser.add_argument("runs", nargs="+", type=str, metavar="RUN_DIR", help="Folders that fit wrote.")
     parser.add_argument("--output", type=str, default="report.html", help="The page; pictures go beside it.")
     parser.add_argument("--control", type=str, help="Name of the run that the others are compared with.")
     parser.add_argument("--title", type=str, default="Continued pretraining", help="Headline of the page.")
     given = parse(parser, arguments[1:])
+    if Path(given["output"]).is_dir():
+        page = Path(given["output"], "report.html")
+        raise ValueError(f"--output {given['output']} is a folder; name the page, such as {page}.")
     print(write_report(named(given["runs"]), Path(given["output"]), given["title"], given["control"]))
 
 
@@ -129,6 +140,7 @@ def quickstart_command(arguments: list[str]) -> None:
     """`lit-cpt quickstart`."""
     from lit_cpt.quickstart import quickstart
 
-    parser = command_parser("quickstart", (quickstart.__doc__ or "").split("Args:")[0])
+    parser = command_parser("quickstart", (quickstart.__doc__ or "").split("Args:")[0],
+                            "quickstart --out quickstart --short")
     parser.add_function_arguments(quickstart, as_group=False)
     quickstart(**parse(parser, arguments[1:]))

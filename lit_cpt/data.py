@@ -12,12 +12,13 @@ import torch
 from litdata import StreamingDataset, TokensLoader
 from torch.utils.data import DataLoader, IterableDataset
 
-from lit_cpt.manifest import VALIDATION, Manifest
+from lit_cpt.manifest import VALIDATION, Manifest, TokenizerFacts, check_chunks
 from lit_cpt.orders import SourceOrder
 from lit_cpt.parallel import data_rank, ranks_alike
 from lit_cpt.plan import blocks_in, validated
 from lit_cpt.prepare.tokens import load_tokenizer, tokenizer_fingerprint
 from lit_cpt.recipe import Batch, Recipe
+from lit_cpt.remote import is_remote
 from lit_cpt.stream import (
     BlendedDataLoader,
     BlendedStreamingDataset,
@@ -80,6 +81,10 @@ class BlendDataModule(pl.LightningDataModule):
         if timeout < 0:
             raise ValueError(f"timeout={timeout} must be at least 0, seconds; 0 waits for ever.")
         check_named(recipe, self.sources)
+        for name, given, least in (("workers", workers, 0), ("window", window, 1),
+                                   ("validation_blocks", validation_blocks, 0)):
+            if given < least:
+                raise ValueError(f"{name}={given} must be at least {least}.")
         for first, stop in self.pass_over:
             if not 0 <= first < stop:
                 raise ValueError(f"pass_over has {first} to {stop}: give the first global batch and one past the last, "
@@ -98,9 +103,14 @@ class BlendDataModule(pl.LightningDataModule):
         return {name: self.folders[name] for name in self.recipe.sources}
 
     @property
+    def tokenizer(self) -> TokenizerFacts:
+        """What all sources were tokenised with."""
+        return Manifest.load(next(iter(self.used.values()))).tokenizer
+
+    @property
     def eos_token_id(self) -> int:
         """The token that ends every document; the same in all sources."""
-        return Manifest.load(next(iter(self.used.values()))).tokenizer.eos_token_id
+        return self.tokenizer.eos_token_id
 
     @property
     def validation_names(self) -> list[str]:
@@ -111,9 +121,10 @@ class BlendDataModule(pl.LightningDataModule):
         """Check the sources against the model; fix accumulation and number of steps.
 
         Raises:
-            ValueError: Another tokenizer, or a batch that does not divide among the ranks.
+            ValueError: Another tokenizer, a chunk that is not whole, or a batch that does not divide among the ranks.
         """
         check_tokenizers(self.folders, *self.model_fingerprint())
+        self.check_chunks()
         if stage != "fit" or self.trainer is None:
             return
         accumulation = self.batch.accumulation(data_rank(self.trainer)[1])
@@ -123,6 +134,16 @@ class BlendDataModule(pl.LightningDataModule):
         self.trainer.accumulate_grad_batches = accumulation
         loop, steps = self.trainer.fit_loop.epoch_loop, self.recipe.steps(self.batch.tokens_per_step)
         loop.max_steps = steps if loop.max_steps == -1 else min(loop.max_steps, steps)
+
+    def check_chunks(self) -> None:
+        """See that the chunks of local sources are there, so that no run ends days later for want of one.
+
+        Raises:
+            ValueError: One is missing, or has another size than the index tells.
+        """
+        for name, folder in self.folders.items():
+            if not is_remote(self.sources[name]):
+                check_chunks(folder)
 
     def model_fingerprint(self) -> tuple[str | None, str]:
         """Fingerprint of the tokenizer that lies beside the model, and whose it is; None where there is none."""

@@ -14,9 +14,9 @@ from lit_cpt.publishing import publish_text
 from lit_cpt.score_changes import compare, render_comparison, render_evaluation
 
 DESCRIPTION = """Scores a model on MMLU, HellaSwag, HumanEval, MGSM or any task of lm-eval, with the tasks' own prompts,
-filters and metrics. Several processes share the work: torchrun --nproc-per-node 8 -m lit_cpt eval .... Example:
-lit-cpt eval --checkpoint runs/first --tasks mmlu,mgsm --data eval-data --limit 100 --json first.json"""
-
+filters and metrics. Several processes share the work: torchrun --nproc-per-node 8 -m lit_cpt eval ..."""
+CALLS = ("eval --checkpoint runs/first --tasks mmlu,mgsm --data eval-data --limit 100 --json first.json",
+         "eval --compare base.json first.json")
 
 IN_A_RUN = ("gather_weights", "most_failures")  # of an effort, what has no meaning for one evaluation alone
 
@@ -28,7 +28,7 @@ def eval_command(arguments: list[str]) -> None:
         ValueError: No checkpoint, a file that is no evaluation, or a family whose data are not here.
         SystemExit: With 1, where a family failed otherwise.
     """
-    parser = command_parser("eval", DESCRIPTION)
+    parser = command_parser("eval", DESCRIPTION, *CALLS)
     parser.add_argument("--checkpoint", type=str, metavar="FILE|RUN|HF", help="A checkpoint of a run, the run's folder "
                         "(its newest checkpoint), or a Hugging Face folder or hub name.")
     parser.add_argument("--tasks", type=str, default=",".join(Suite().tasks), help="Families or lm-eval tasks, "
@@ -59,12 +59,24 @@ def eval_command(arguments: list[str]) -> None:
 
 
 def compare_files(files: list[str], output: str | None) -> None:
-    """Print how the second result differs from the first; ``output`` takes the same as JSON."""
+    """Print how the second result differs from the first; ``output`` takes the same as JSON.
+
+    Raises:
+        ValueError: They have nothing in common.
+    """
     first, second = (Evaluation.read(file) for file in files)
     found = compare(first, second)
+    if not found.rows:
+        raise ValueError(f"nothing can be compared: {files[0]} has scores of {families(first)}, {files[1]} of "
+                         f"{families(second)}. Give two results that asked the same documents.")
     print(render_comparison(found, names_of(files)))
     if output:
         publish_text(Path(output), json.dumps(found.describe(), indent=1, allow_nan=False))
+
+
+def families(found: Evaluation) -> str:
+    """Which have a score."""
+    return ", ".join(one.family for one in found.scores) or "no family"
 
 
 def names_of(files: list[str]) -> tuple[str, str]:
@@ -87,6 +99,8 @@ def evaluate_and_print(given: dict[str, Any]) -> None:
     output = Path(given["json"]) if given["json"] else None
     if output is not None and not output.parent.is_dir():
         raise FileNotFoundError(f"--json {output}: there is no folder {output.parent}.")
+    if output is not None and output.is_dir():
+        raise ValueError(f"--json {output} is a folder; name a file, such as {output}/first.json.")
     effort = Effort(**{item.name: given[item.name] for item in fields(Effort) if item.name not in IN_A_RUN})
     found = evaluate_saved(given["checkpoint"], suite, effort, given["tokenizer"], given["precision"])
     if not is_first():

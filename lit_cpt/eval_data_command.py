@@ -13,8 +13,8 @@ from lit_cpt.harness.fetching import fetch
 from lit_cpt.harness.mirror import facts_of, needs, read_configs
 
 DESCRIPTION = """Brings the data of MMLU, HellaSwag, HumanEval and MGSM to a folder that evaluations read without a
-network (`fetch`, on a connected machine; then copy the folder), or says what of it is missing or changed (`check`).
-Example: lit-cpt eval-data fetch --data eval-data"""
+network (`fetch`, on a connected machine; then copy the folder), or says what of it is missing or changed (`check`)."""
+CALLS = ("eval-data fetch --data eval-data", "eval-data check --data eval-data --families mmlu,mgsm")
 
 
 def eval_data_command(arguments: list[str]) -> None:
@@ -24,7 +24,7 @@ def eval_data_command(arguments: list[str]) -> None:
         ValueError: No such subcommand, family or language, or a mirror that is not whole.
     """
     deed, words = divided(arguments, {"fetch": "--data DIR", "check": "--data DIR"})
-    parser = command_parser("eval-data fetch|check", DESCRIPTION)
+    parser = command_parser("eval-data fetch|check", DESCRIPTION, *CALLS)
     parser.add_argument("--data", type=str, required=True, metavar="DIR", help="Root of the mirror.")
     parser.add_argument("--families", type=str, default=",".join(FAMILIES), help="Which, separated by commas.")
     parser.add_argument("--languages", type=str, default=",".join(PAPER_LANGUAGES), help="Of MGSM, separated by "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import types
 from collections.abc import Callable
 from typing import Any
@@ -123,6 +124,9 @@ class NextTokenLoss:
 
     def __init__(self, model: nn.Module, z_loss: float = 0.0, eos: int | None = None,
                  router_loss: float = 0.0, joined: bool = False) -> None:
+        for name, weight in (("z_loss", z_loss), ("router_loss", router_loss)):
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"{name}={weight} must be a finite weight of at least 0, such as 1e-4.")
         if router_loss and not is_routed(model):
             raise ValueError(f"router_loss={router_loss}, but {type(model).__name__} is no mixture of experts: leave "
                              "it out.")

@@ -1,6 +1,7 @@
 """The manifest of a prepared source: which text, which tokenizer, how many tokens; readable without torch."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,40 @@ class Manifest:
         return cls(**{**content, **parsed})
 
 
+def read_index(folder: str | Path) -> list[dict[str, Any]]:
+    """The chunks in ``folder/index.json``, each with ``filename``, ``chunk_bytes`` and ``dim``, its tokens.
+
+    Raises:
+        ValueError: There is no such file, or it is damaged.
+    """
+    path = Path(folder) / "index.json"
+    try:
+        chunks: list[dict[str, Any]] = json.loads(path.read_bytes())["chunks"]
+        for chunk in chunks:
+            chunk["filename"], int(chunk["chunk_bytes"]), int(chunk["dim"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(damaged(path, error)) from None
+    return chunks
+
+
+def check_chunks(folder: str | Path) -> None:
+    """See that every chunk of a local source is there, whole by its size; one listing of the folder.
+
+    Raises:
+        ValueError: One is not.
+    """
+    for split in filter(Path.is_dir, (Path(folder), Path(folder) / VALIDATION)):
+        sizes = {entry.name: entry.stat().st_size for entry in os.scandir(split)}
+        for chunk in read_index(split):
+            name, size = chunk["filename"], chunk["chunk_bytes"]
+            if sizes.get(name) != size:
+                found = f"has {sizes[name]:,} bytes, not {size:,}" if name in sizes else "is missing"
+                raise ValueError(f"{split / name} {found}: copy the source again, or prepare it again with "
+                                 "--overwrite.")
+
+
 def damaged(path: Path, error: Exception) -> str:
-    """The message for a manifest that cannot be read."""
+    """The message for a file of a source that cannot be read."""
     return f"{path} is damaged ({type(error).__name__}: {error}); prepare the source again with --overwrite."
 
 

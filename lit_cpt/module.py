@@ -28,7 +28,15 @@ from lit_cpt.source_losses import source_metrics, source_sums
 from lit_cpt.stream import BlendedDataLoader, rewind_untrained
 from lit_cpt.tally import Tally
 from lit_cpt.telling import publish, show
-from lit_cpt.weights import build_model, load_moments, parameter_groups, read_moments
+from lit_cpt.weights import (
+    build_model,
+    check_same_model,
+    check_vocabulary,
+    in_short,
+    load_moments,
+    parameter_groups,
+    read_moments,
+)
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +69,8 @@ class ContinuedPretraining(pl.LightningModule):
                  attention: str | None = None, objective: Objective | None = None) -> None:
         super().__init__()
         if (pretrained is None) == (architecture is None):
-            raise ValueError(f"model.pretrained={pretrained!r} and model.architecture={architecture!r}: give exactly "
-                             "one, a model to continue or a config to initialise at random.")
+            raise ValueError(f"model.pretrained={pretrained!r} and model.architecture={in_short(architecture)}: give "
+                             "exactly one, a model to continue or a config to initialise at random.")
         self.recipe, self.pretrained, self.architecture = recipe, pretrained, architecture
         self.optimizer_state, self.z_loss, self.mask_documents = optimizer_state, z_loss, mask_documents
         self.router_loss, self.attention, self.objective = router_loss, attention, objective
@@ -121,13 +129,18 @@ class ContinuedPretraining(pl.LightningModule):
             blocks: A causal model predicts every position but the first, an encoder–decoder by its objective.
             draw: For the objective; None splits as a validation does.
         """
+        criterion = self.criterion()
+        return criterion(blocks, draw) if isinstance(criterion, EncoderDecoderLoss) else criterion(blocks)
+
+    def criterion(self) -> NextTokenLoss:
+        """What tells the loss of this model, made once; ``ValueError`` if the model has not what a setting asks for."""
         assert self.model is not None
         if self.loss_of is None or self.loss_of.model is not self.model:
             eos = self.eos if self.mask_documents else None
             self.loss_of = NextTokenLoss(
                 self.model, self.z_loss, eos, self.router_loss, joined="flash" in (self.attention or ""),
             ) if self.objective is None else EncoderDecoderLoss(self.model, self.objective, self.eos, self.z_loss)
-        return self.loss_of(blocks, draw) if isinstance(self.loss_of, EncoderDecoderLoss) else self.loss_of(blocks)
+        return self.loss_of
 
     @property
     def eos(self) -> int:
@@ -169,11 +182,13 @@ class ContinuedPretraining(pl.LightningModule):
 
     def on_fit_start(self) -> None:
         """Say what is trained; warm the optimizer up from `optimizer_state` (a resumed run brings its own)."""
+        assert self.model is not None
+        check_vocabulary(self.model, getattr(self.trainer.datamodule, "tokenizer", None))  # type: ignore[attr-defined]
+        self.criterion()  # what it refuses is refused before anything is written
         kind = type(self.model).__name__.removeprefix("FSDP")  # which fully_shard puts before it
         log.info("%s with %s parameters", kind, f"{sum(parameter.numel() for parameter in self.parameters()):,}")
         show(self.trainer, self.published)  # what callbacks read goes on where the checkpoint was made
         if self.optimizer_state is not None and not self.trainer.ckpt_path:
-            assert self.model is not None
             optimizer = self.optimizers(use_pl_optimizer=False)
             load_moments(self.model, optimizer, read_moments(self.optimizer_state, self.model))  # type: ignore[arg-type]
             if self.trainer.is_global_zero:
@@ -353,6 +368,7 @@ class ContinuedPretraining(pl.LightningModule):
             ValueError: The checkpoint was made with another global batch or sequence length, or in a run that
                 differs in a field that ``data.allow_change`` does not name.
         """
+        check_same_model(self, checkpoint.get("state_dict", {}))
         saved = checkpoint.get("lit_cpt")
         if saved is None or self._trainer is None or not self.trainer.training:
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from tabulate import tabulate
 
 from lit_cpt.blends import MANY_EPOCHS, BlendHistory
-from lit_cpt.manifest import VALIDATION, Manifest
+from lit_cpt.manifest import VALIDATION, Manifest, read_index
 from lit_cpt.recipe import PAPER_TRIGGERS, Batch, Phase, Recipe, Trigger
 from lit_cpt.units import format_count
 
@@ -114,8 +113,7 @@ def blocks_of(folder: str | Path, sequence_length: int) -> int:
 
 def blocks_in(folder: str | Path, sequence_length: int) -> int:
     """Blocks in a litdata folder, such as a source's ``validation``."""
-    index = json.loads((Path(folder) / "index.json").read_text(encoding="utf-8"))
-    return sum(int(chunk["dim"]) // (sequence_length + 1) for chunk in index["chunks"])
+    return sum(int(chunk["dim"]) // (sequence_length + 1) for chunk in read_index(folder))
 
 
 def validated(folders: Mapping[str, str | Path], sequence_length: int) -> list[str]:
@@ -129,6 +127,7 @@ def source_blocks(folders: Mapping[str, str | Path], sequence_length: int) -> di
 
     Raises:
         FileNotFoundError: A folder is no prepared source; the message names its source.
+        ValueError: Its manifest or index is damaged.
     """
     blocks = {}
     for name, folder in folders.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,11 @@ DATA: dict[str, tuple[Any, Any]] = {
     "remote": (dict[str, Any], {}), "pass_over": (list[tuple[int, int]], ()),
     "timeout": (float, 600.0)}
 PLAN_ONLY = ("json", "plot", "gpu", "mfu", "price", "tokens_per_second")
+PICTURES = (".png", ".svg")
 FIT_ONLY = ("model", "trainer", "run", "mirror", "ckpt_path", "seed_everything", "weights_only", "verbose",
             "allow_change")
-ABOUT = ("What a run will do, before it does it: takes the arguments of fit. Example: lit-cpt plan --config base "
-         "--config recipes/paper --config run.yaml --tokens_per_second 280000 --plot plan.png")
+ABOUT = "What a run will do, before it does it: takes the arguments of fit, and needs no GPU."
+CALL = "plan --config base --config recipes/paper --config run.yaml --tokens_per_second 280000 --plot plan.png"
 
 
 def plan_command(arguments: list[str]) -> None:
@@ -44,6 +46,8 @@ def plan_command(arguments: list[str]) -> None:
     data, config = vars(given["data"]), merged(words)
     batch = Batch(data["sequence_length"], data["global_batch"], data["micro_batch"])
     batch.check_shards(data["shards"])
+    if given["plot"] and not given["plot"].endswith(PICTURES):
+        raise ValueError(f"--plot {given['plot']}: name a file that ends in {' or '.join(PICTURES)}.")
     scale = scale_of(words, given, batch) if given["gpu"] else None
     found = forecast(setup_of(given["recipe"], batch, data, config, scale[0].size.parameters if scale else None))
     speed = speed_of(given["tokens_per_second"], scale[0] if scale else None)
@@ -61,7 +65,7 @@ def plan_command(arguments: list[str]) -> None:
 
 def plan_parser() -> ArgumentParser:
     """What a plan takes of fit's arguments, and its own."""
-    parser = command_parser("plan", ABOUT)
+    parser = command_parser("plan", ABOUT, CALL)
     parser.add_argument("--config", action="config", metavar="FILE|NAME", help="A config of the run, as for fit; "
                         "repeat it for each.")
     parser.add_argument("--json", action="store_true", help="Print the plan as JSON.")
@@ -90,12 +94,18 @@ def setup_of(recipe: Recipe, batch: Batch, data: dict[str, Any], config: dict[st
 
 
 def staged(data: dict[str, Any]) -> dict[str, str]:
-    """Folders with the sources' metadata: of remote ones it comes into the cache."""
+    """Folders with the sources' metadata: of remote ones it comes into the cache.
+
+    Raises:
+        ValueError: ``data.remote`` names what there is not.
+    """
     sources: dict[str, str] = data["sources"]
     if not any(map(is_remote, sources.values())):
         return sources
     from lit_cpt.stream import Remote  # with torch; a plan of local sources does without
 
+    if unknown := data["remote"].keys() - (known := {item.name for item in fields(Remote)}):
+        raise ValueError(f"data.remote takes no {min(unknown)}; it takes {', '.join(sorted(known))}.")
     return Remote(**data["remote"]).staged(sources)
 
 
@@ -136,15 +146,15 @@ def planned_arguments(words: list[str]) -> list[str]:
         ValueError: No recipe.
     """
     kept: list[str] = []
-    found = False
+    read = found = False
     for key, value, written in options(words):
         if key == "config" and value is not None:
             part = planned_part(read_config(value), value)
-            found = found or "recipe" in part
+            read, found = True, found or "recipe" in part
             kept += ["--config", json.dumps(part)]
         elif key.removesuffix("+").partition(".")[0] not in FIT_ONLY:
             kept += written
-    if "--config" in kept and not found and not any(word.startswith("--recipe") for word in kept):
+    if read and not found and not any(word.startswith("--recipe") for word in kept):
         raise ValueError("these configs hold no recipe: add one, such as --config recipes/paper.")
     return kept
 
@@ -156,6 +166,7 @@ def planned_part(config: dict[str, Any], file: str) -> dict[str, Any]:
         ValueError: A group that no config has.
     """
     if unknown := [group for group in config if group not in ("recipe", "data", *FIT_ONLY)]:
-        raise ValueError(advised(f"{file}: {unknown[0]} is no part of a config", ["recipe", "data", *FIT_ONLY],
+        known = ["recipe", "data", *FIT_ONLY]
+        raise ValueError(advised(f"{file}: a config takes no {unknown[0]}; it takes {', '.join(known)}", known,
                                  "lit-cpt fit"))
     return {group: config[group] for group in ("recipe", "data") if group in config}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -59,6 +60,34 @@ def publish_folder(aside: Path, folder: Path) -> None:
         raise
     sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def taken_back(folder: Path, patterns: Sequence[str], begun: Callable[[], bool]) -> Iterator[None]:
+    """Leave ``folder`` as it was where an error ends what is done in here before it has ``begun``.
+
+    Args:
+        folder: It and the folders above it are removed if they were made in here and are empty in the end.
+        patterns: Of the files in it that are removed if they were made in here.
+        begun: Whether what is there is to stay.
+    """
+    before = set(matching(folder, patterns))
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        if not begun():
+            for file in set(matching(folder, patterns)) - before:
+                file.unlink(missing_ok=True)
+            with suppress(OSError):  # there is more in it
+                for path in made:
+                    path.rmdir()
+        raise
+
+
+def matching(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    """Files of ``folder`` by patterns."""
+    return [path for pattern in patterns for path in folder.glob(pattern)]
 
 
 def disk_error(error: BaseException | None) -> OSError | None:

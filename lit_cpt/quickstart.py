@@ -101,6 +101,8 @@ def check_folder(root: Path, settings: dict[str, Any]) -> None:
     note = root / "quickstart.json"
     if note.exists() and json.loads(note.read_text()) != settings:
         raise ValueError(f"{root} was begun with {json.loads(note.read_text())}, not {settings}: name another --out.")
+    if root.is_file() or (root.is_dir() and not note.exists() and any(root.iterdir())):
+        raise ValueError(f"--out {root} is a file or holds something else: name a new or empty folder.")
     root.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(settings))
 

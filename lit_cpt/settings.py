@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import yaml
 
+GROUPS = ("recipe", "data", "model", "trainer")
 SHIPPED = Path(str(files("lit_cpt"))) / "configs"
 
 
@@ -21,6 +23,8 @@ def find_config(name: str) -> Path:
     for candidate in (Path(name), SHIPPED / name, SHIPPED / f"{name}.yaml"):
         if candidate.is_file():
             return candidate
+    if Path(name).is_dir():
+        raise FileNotFoundError(f"--config {name}: that is a folder; name a file in it.")
     shipped = sorted(str(path.relative_to(SHIPPED).with_suffix("")) for path in SHIPPED.rglob("*.yaml"))
     raise FileNotFoundError(f"--config {name}: there is no such file, and lit_cpt ships no config of that name; "
                             f"it ships {', '.join(shipped)}.")
@@ -61,8 +65,16 @@ def read_config(path: str | Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds {type(content).__name__}, not a mapping such as `recipe: {{...}}`.")
+        raise ValueError(f"{path} {held(content)}; write a mapping such as `recipe: {{...}}`.")
+    for group in GROUPS:
+        if not isinstance(content.get(group, {}), (dict, str)):
+            raise ValueError(f"{path}: `{group}:` {held(content[group])}; write a mapping, or leave it out.")
     return content
+
+
+def held(value: Any) -> str:
+    """What stands where a mapping should."""
+    return "holds nothing" if value is None else f"holds {shorten(repr(value), 60)}"
 
 
 def options(arguments: Sequence[str]) -> Iterator[tuple[str, str | None, list[str]]]:

@@ -76,16 +76,21 @@ def on_rank_zero(strategy: Any, ask: Callable[[], T]) -> T | None:
 
     Raises:
         ValueError: As ``ask`` raised it on rank 0; on every rank.
+        RuntimeError: On the others, where rank 0 raised anything else: they would wait for it in vain.
     """
-    found, problem = None, None
+    found = failure = None
     if strategy.is_global_zero:
         try:
             found = ask()
-        except ValueError as error:
-            problem = str(error)
-    if (problem := strategy.broadcast(problem)) is not None:
-        raise ValueError(problem)
-    return found
+        except Exception as error:
+            failure = error
+    told = failure and (isinstance(failure, ValueError), f"{failure}")
+    if (told := strategy.broadcast(told)) is None:
+        return found
+    users, message = told
+    if failure is not None and not users:
+        raise failure
+    raise ValueError(message) if users else RuntimeError(f"rank 0 failed: {message}")
 
 
 def hand_out(strategy: Any, model: nn.Module, pretrained: str | None,

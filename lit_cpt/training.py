@@ -7,6 +7,7 @@ import atexit
 import json
 import logging
 import shlex
+import traceback
 import warnings
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from tabulate import tabulate
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from transformers.utils.logging import disable_progress_bar
 
-from lit_cpt.arguments import advised, known_keys
+from lit_cpt.arguments import HelpFormatter, advised, help_of, known_keys
 from lit_cpt.checkpoints import folder_of, found_checkpoint, newest_whole, saving_callbacks
 from lit_cpt.data import BlendDataModule
 from lit_cpt.forecast import Forecast, Setup, forecast, render_forecast
@@ -32,6 +33,7 @@ from lit_cpt.module import ContinuedPretraining
 from lit_cpt.outlook import outlook_here
 from lit_cpt.parallel import data_rank, leave
 from lit_cpt.plan import source_blocks
+from lit_cpt.publishing import taken_back
 from lit_cpt.recipe import Recipe
 from lit_cpt.restarts import asked_for, check_agreement, lost_rank, warn_of_stale_addresses
 from lit_cpt.rollback import Unstable, persevere
@@ -41,6 +43,13 @@ from lit_cpt.weights import moments_file
 log = logging.getLogger(__name__)
 
 LAUNCHER = "lightning.fabric.strategies.launchers.subprocess_script"
+ABOUT = {"fit": ("Trains by a recipe. What a run is stands in config files, which are found by path or by the name of "
+                 "one that lit_cpt ships; each option below is a key of them. `lit-cpt plan` foretells what happens.",
+                 "fit --config base --config hardware/gpu --config run.yaml --run runs/first",
+                 "fit --config base --config hardware/gpu --config run.yaml --run runs/first --ckpt_path last"),
+         "validate": ("Tells the loss of a model, or of a run's checkpoint, on each source.",
+                      "validate --config base --config run.yaml --run runs/first --ckpt_path last")}
+LOGGED = ("events.out.tfevents.*", "hparams.yaml")  # what Lightning's logger writes before anything is looked at
 QUIET = (".*args parameter is intended to run from within Python.*", ".*does not have many workers.*", ".*LeafSpec.*",
          ".*treespec.*", ".*Checkpoint directory .* exists.*", ".*srun.*",
          ".*`IterableDataset` has `__len__` defined.*", ".*sync_dist=True.*")  # what is logged is reduced already
@@ -52,12 +61,15 @@ class RunFolderCallback(SaveConfigCallback):
     Not sooner: a run that is refused, such as a resume with another batch, must leave the folder as it was.
     """
 
+    begun = False
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write nothing yet; see that all ranks go on from the same checkpoint."""
         check_agreement(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Everything has been accepted: write."""
+        self.begun = True
         if not trainer.is_global_zero:
             return
         run, data = Path(trainer.default_root_dir), trainer.datamodule  # type: ignore[attr-defined]
@@ -79,18 +91,19 @@ class TrainingCLI(LightningCLI):
     """
 
     def __init__(self, arguments: list[str]) -> None:
+        self.asked = arguments[0]
         super().__init__(
             ContinuedPretraining, BlendDataModule, args=arguments, seed_everything_default=42,
             save_config_callback=RunFolderCallback, auto_configure_optimizers=False,
-            parser_kwargs={"exit_on_error": False, "prog": "lit-cpt", **{
-                name: {"exit_on_error": False, "prog": f"lit-cpt {name}"} for name in self.subcommands()}},
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False, "prog": "lit-cpt",
+                           "formatter_class": HelpFormatter,
+                           self.asked: {"exit_on_error": False, "prog": f"lit-cpt {self.asked}",
+                                        **help_of(self.asked, *ABOUT[self.asked])}},
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        """The two that lit_cpt offers."""
-        offered = LightningCLI.subcommands()
-        return {name: offered[name] for name in ("fit", "validate")}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one asked for; the parser of another would take a tenth of a second."""
+        return {self.asked: LightningCLI.subcommands()[self.asked]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the recipe and the run folder, and share them out."""
@@ -130,22 +143,32 @@ class TrainingCLI(LightningCLI):
                 settings["default_root_dir"], name="", version="", default_hp_metric=False)
         try:
             trainer = super().instantiate_trainer(**kwargs)
-        except (MisconfigurationException, RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"trainer: {' '.join(str(error).split())} Change the --trainer options or --config "
-                             "hardware/....") from error
+        except (MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError) as error:
+            raise refusal(error) from error
         return mirrored(trainer, self._get(self.config_init, "mirror"))
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run it; an error in training that leaves a whole checkpoint tells the newest."""
+        """Run it; an error in training that leaves a whole checkpoint tells the newest.
+
+        Raises:
+            ValueError: Lightning refuses a setting.
+        """
         run = partial(super()._run_subcommand, subcommand)
         try:
-            persevere(run, self.go_back)
+            with taken_back(Path(self.trainer.default_root_dir), LOGGED, self.begun):
+                persevere(run, self.go_back)
         except BaseException as error:
+            if not self.begun() and is_lightnings(error):
+                raise refusal(error) from error
             newest = newest_whole(folder_of(self.trainer))[0] if subcommand == "fit" else None
             newest = getattr(error, "checkpoint", newest)
             if newest is not None:
                 error.newest = str(newest)  # type: ignore[attr-defined]
             raise
+
+    def begun(self) -> bool:
+        """Whether training was accepted and the run folder is written."""
+        return any(isinstance(one, RunFolderCallback) and one.begun for one in self.trainer.callbacks)  # type: ignore[attr-defined]
 
     def go_back(self, checkpoint: Path, stretch: tuple[int, int]) -> None:
         """Let the next fit go on from ``checkpoint`` without a ``stretch`` of the stream."""
@@ -218,6 +241,19 @@ class ReadingCLI(TrainingCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run nothing."""
+
+
+def is_lightnings(error: BaseException) -> bool:
+    """Whether Lightning refused a setting by this error, and not a mistake in somebody's code."""
+    told = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, MisconfigurationException) or (
+        isinstance(error, ValueError) and bool(told) and "lightning" in Path(told[-1].filename).parts)
+
+
+def refusal(error: BaseException) -> ValueError:
+    """What to say of a setting that Lightning refused."""
+    return ValueError(f"trainer: {' '.join(str(error).split())} Change the --trainer options or --config "
+                      "hardware/....")
 
 
 def forecast_of(trainer: Trainer, recipe: Recipe, data: BlendDataModule, config: dict[str, Any],

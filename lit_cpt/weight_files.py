@@ -6,7 +6,7 @@ import json
 import math
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -28,6 +28,13 @@ def stored_parameters(folder: str | Path) -> int | None:
 
 
 def parameters_in(file: Path) -> int:
-    """Numbers in all tensors of a safetensors file."""
-    with safe_open(file, "numpy") as tensors:
-        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118  # no dict
+    """Numbers in all tensors of a safetensors file.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        with safe_open(file, "numpy") as tensors:
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118  # no dict
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged or ends too early ({error}): copy the model's folder again.") from None

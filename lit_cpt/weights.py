@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from pickle import UnpicklingError
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -14,6 +16,8 @@ from torch import nn
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lit_cpt.manifest import TokenizerFacts
 
 Moments = dict[str, dict[str, torch.Tensor]]
 PREFIX = "model."  # the attribute under which the LightningModule holds the HF model
@@ -52,18 +56,67 @@ def readable(pretrained: str | None, architecture: str | dict[str, Any] | None,
     from safetensors import SafetensorError
 
     if (pretrained is None) == (architecture is None):
-        raise ValueError(f"pretrained={pretrained!r} and architecture={architecture!r}: give exactly one, a model to "
-                         "continue or a config to initialise at random.")
+        raise ValueError(f"pretrained={pretrained!r} and architecture={in_short(architecture)}: give exactly one, a "
+                         "model to continue or a config to initialise at random.")
     try:
         yield
-    except (OSError, ValueError, ImportError, SafetensorError) as error:  # an ImportError where flash is not installed
-        given = f"pretrained={pretrained!r}" if pretrained else f"architecture={architecture!r}"
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" not in str(error):
+            raise  # an ImportError is of flash that is not installed
+        if isinstance(error, RuntimeError):
+            raise ValueError(f"pretrained={pretrained!r}: its weights have other shapes than its config.json tells, as "
+                             "the table above shows. Give the folder as `save_pretrained` wrote it.") from error
+        given = f"pretrained={pretrained!r}" if pretrained else f"architecture={in_short(architecture)}"
+        reason = shorten(str(error).strip().splitlines()[0], 300, placeholder=" ...").rstrip(".") + "."
         if attention is not None and "attention" in reason.lower():
             raise ValueError(f"attention={attention!r} cannot be had for {given}: {reason} Leave it out for "
                              "transformers' own choice.") from error
         raise ValueError(f"{given} cannot be read: {reason} Give a folder with config.json (and weights), as "
                          "`save_pretrained` writes it, or the name of a hub model.") from error
+
+
+def check_vocabulary(model: nn.Module, facts: TokenizerFacts | Any) -> None:
+    """Refuse a model with no room for the tokens of its data, which on a GPU would be a fault without a name.
+
+    A tokenizer may know a few tokens more than text has (Gemma 3 1B's one of images): a hundredth is let pass.
+
+    Args:
+        model: Whose input embedding is looked at.
+        facts: What the data were tokenised with; another object tells nothing.
+
+    Raises:
+        ValueError: Its embedding is too short.
+    """
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)  # type: ignore[operator]
+    if isinstance(facts, TokenizerFacts) and rows is not None and (
+            rows <= facts.eos_token_id or rows < 0.99 * facts.vocabulary):
+        raise ValueError(f"the model has {rows:,} tokens, but the sources were tokenised with {facts.name!r}, which "
+                         f"has {facts.vocabulary:,}. Prepare them with the model's tokenizer, or take an architecture "
+                         f"with vocab_size={facts.vocabulary} or more.")
+
+
+def check_same_model(module: nn.Module, saved: Mapping[str, Any]) -> None:
+    """Refuse the weights of a checkpoint, by name, if they are of another model.
+
+    Args:
+        module: That is to take them.
+        saved: None, where ranks read their own parts.
+
+    Raises:
+        ValueError: A name or a shape differs.
+    """
+    mine = module.state_dict()
+    for name in sorted(mine.keys() | saved.keys()) if saved else ():
+        have, had = (tuple(getattr(one[name], "shape", ())) if name in one else "nothing" for one in (mine, saved))
+        if have != had:
+            raise ValueError(f"the checkpoint is of another model: of {name} it holds {had}, this model {have}. Resume "
+                             "with the model of the run's config.yaml, or name another --run.")
+
+
+def in_short(architecture: str | dict[str, Any] | None) -> str:
+    """A config as a message has room for it: of its values, the kind of model alone."""
+    kind = architecture.get("model_type") if isinstance(architecture, dict) else None
+    return repr(architecture) if kind is None else f"{{'model_type': {kind!r}, ...}}"
 
 
 def attention_setting(attention: str | None) -> dict[str, str]:
@@ -158,7 +211,11 @@ def read_moments(path: str | Path, model: nn.Module) -> Moments:
     if is_distributed(path):
         return read_distributed_moments(path, model)
     file = moments_file(path)
-    saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        saved = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (RuntimeError, UnpicklingError, EOFError) as error:
+        raise ValueError(f"optimizer_state={str(path)!r} cannot be read: it ends too early or is no file of "
+                         "torch.save. Copy it again, or leave it out to start AdamW cold.") from error
     saved = saved["optimizer_states"][0] if "optimizer_states" in saved else saved
     if not saved.get("state") or "exp_avg" not in next(iter(saved["state"].values())):
         raise ValueError(f"optimizer_state={str(path)!r} holds no AdamW state (exp_avg, exp_avg_sq).")

@@ -65,7 +65,7 @@ def test_every_key_is_known(parser):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--sorces", "x"], r"unrecognized arguments: --sorces x. Did you mean sources\? `lit-cpt settle --help`"),
-    (["--sources.a", "x", "--workers", "many"], r"workers.*Given value: many.*`lit-cpt settle --help` lists"),
+    (["--sources.a", "x", "--workers", "many"], r"workers: expected int or null; given value: many. `lit-cpt settle"),
     (["--sources.a", "x", "--overwrite", "maybe"], r"overwrite.*maybe"),
     (["--sources", "3"], r"sources"),
     ([], "the following arguments are required: sources"),
@@ -86,11 +86,29 @@ def test_help_is_no_mistake(parser, capsys):
     assert "Settles things." in shown
 
 
-def test_advice_names_the_nearest_key_once_and_nothing_where_none_is_near():
-    said = advised("bad --data.sorces\n   and data.sorces.", ["data.sources", "data.seed"], "lit-cpt fit")
-    assert said == ("bad --data.sorces and data.sorces. Did you mean data.sources? "
-                    "`lit-cpt fit --help` lists what is accepted.")
-    assert advised("bad --zzz", ["data.sources"], "x") == "bad --zzz. `x --help` lists what is accepted."
+@pytest.mark.parametrize(("words", "near"), [
+    ("--data.sorces\n   x --data.sorces y", "Did you mean data.sources?"), ("--data-sed 3", "Did you mean data.seed?"),
+    ("--data.so x", "Did you mean data.sources?"), ("--zzz x", None), ("data.sorces", None)])
+def test_advice_names_the_nearest_key_once_and_nothing_where_none_is_near(words, near):
+    said = advised(f"unrecognized arguments: {words}", ["data.sources", "data.seed"], "lit-cpt fit")
+    told = f"unrecognized arguments: {' '.join(words.split())}."
+    assert said == " ".join(filter(None, [told, near, "`lit-cpt fit --help` lists what is accepted."]))
+
+
+def test_a_word_of_a_message_that_is_no_key_is_not_advised():
+    assert "Did you mean" not in advised("argument data: expected one argument, dat", ["data", "date"], "x")
+
+
+def test_an_abbreviation_is_refused_with_what_it_may_mean(parser):
+    with pytest.raises(ValueError, match=r"unrecognized arguments: --over. Did you mean overwrite\?"):
+        parse(parser, ["--sources.a", "x", "--over"])
+
+
+def test_help_begins_with_usage_what_is_done_and_examples():
+    shown = command_parser("settle", "Settles. " * 20, "settle --all", "settle --none").format_help().splitlines()
+    assert shown[0] == "usage: lit-cpt settle [OPTIONS]"
+    assert shown[shown.index("Example:") + 1:][:2] == ["  lit-cpt settle --all", "  lit-cpt settle --none"]
+    assert max(map(len, shown)) <= 100
 
 
 def test_a_key_that_is_right_is_not_advised():

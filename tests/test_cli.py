@@ -90,23 +90,19 @@ def test_the_package_runs_as_a_module():
 # The user's mistakes: exit 2, one line, nothing left behind ------------------------------------------------
 
 
+# tests/test_error_catalogue.py has what is told of each; here is that commands which take the same say the same.
+
+
 @pytest.mark.parametrize("command", ["fit", "plan"])
 @pytest.mark.parametrize(("mistake", "message"), [
     (["--config", "recipes/papr"], "--config recipes/papr: there is no such file.*recipes/paper,"),
-    (["--recipe.tokn_horizon", "5"], "--recipe.tokn_horizon 5. Did you mean recipe.token_horizon?"),
-    (["--recipe.token_horizon", "4q"], "token_horizon='4q' is not a count: write .*300B"),
-    (["--data.global_batch", "many"], "data.global_batch.*value: many.*--help` lists"),
-    (["--data.global_batch", "0"], "global_batch=0 must be at least 1"),
-    (["--data.sources.a", "gone"], "source 'a': there is no folder 'gone'; name one that `lit-cpt prepare` wrote"),
-    (["--recipe.curve", "Cosin"], "recipe.curve.*Cosin"),
-    (["--recipe.curve.init_args.eta_max", "-1"], "eta_max=-1.* must be a positive finite number"),
-    (["--recipe.phases", "[{name: x, blend: {weights: {a: 0.6, b: 0.3}}}]"], "weights sum to 0.9000 .*normalized"),
-    (["--recipe.phases", "[]"], "a recipe needs at least one phase")])
+    (["--data.global_batch", "many"], "data.global_batch: expected int; given value: many.*--help` lists"),
+    (["--data.sources.a", "gone"], "source 'a': there is no folder 'gone'; name one that `lit-cpt prepare` wrote")])
 def test_a_mistake_is_told_in_one_line_with_key_and_cure(here, capsys, command, mistake, message):
     arguments = RUN if command == "fit" else RUN[:-2]
     assert main([command, *arguments, *mistake]) == 2
     assert_told(capsys, command, message)
-    assert left(here) == ["run.yaml"]
+    assert not (here / "run").exists()
 
 
 @pytest.mark.parametrize(("settings", "message"), [
@@ -120,40 +116,6 @@ def test_a_mistake_deep_in_a_callback_is_told_in_one_line(here, capsys, settings
     assert main(["fit", *RUN, "--config", "asked.yaml"]) == 2
     assert_told(capsys, "fit", message)
     assert left(here) == ["asked.yaml", "run.yaml"]
-
-
-@pytest.mark.parametrize(("mistake", "message"), [
-    (["--data.sorces", "x"], "--data.sorces x. Did you mean data.sources?"),
-    (["--trainer.acelerator", "cpu"], "Did you mean trainer.accelerator?"),
-    (["--data.sources", "{a: x}"], "phase 'first' draws on 'b', but data.sources has 'a'. Add data.sources.b: FOLDER"),
-    (["--data.micro_batch", "3"], "global_batch=4 is no multiple of micro_batch x ranks = 3 x 1"),
-    (["--trainer.devices", "abc"], "trainer: .*devices.* Change the --trainer options"),
-    (["--ckpt_path", "last"], "--ckpt_path last: there is no checkpoint in run/checkpoints. Leave --ckpt_path out"),
-    (["--ckpt_path", "no.ckpt"], "--ckpt_path no.ckpt: no such file. Give `last` or a file of run/checkpoints"),
-    (["--run", "run.yaml"], "--run run.yaml is a file; name a folder"),
-    (["--model.pretrained", "x"], "model.pretrained='x' and model.architecture=.*give exactly one"),
-    (["--model.architecture", "./gone"], "--model.architecture ./gone: there is no such folder"),
-    (["extra"], "unrecognized arguments: extra")])
-def test_a_mistake_of_training_is_told_in_one_line_with_key_and_cure(here, capsys, mistake, message):
-    assert main(["fit", *RUN, *mistake]) == 2
-    assert_told(capsys, "fit", message)
-    assert left(here) == ["run.yaml"]
-
-
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["plan"], "required: recipe.token_horizon, recipe.curve, recipe.phases"),
-    (["plan", "--config", "base"], "these configs hold no recipe: add one, such as --config recipes/paper"),
-    (["plan", "--config", "recipes/paper", "--jsn"], "unrecognized arguments: --jsn. Did you mean json?"),
-    (["fit", "--run", "run"], "required: .*recipe.token_horizon"),
-    (["report"], "required: runs"),
-    (["report", "gone"], "gone is no run folder: .*Give the folder that `lit-cpt fit` wrote"),
-    (["prepare", "--inptu", "x"], "--inptu x. Did you mean input?"),
-    (["prepare", "--input", "gone", "--tokenizer", "x", "--output", "out"], "input 'gone' does not exist; give a file"),
-    (["quickstart", "--seed", "one"], "seed.*value: one")])
-def test_a_mistake_of_any_command_is_told_in_one_line(here, capsys, arguments, message):
-    assert main(arguments) == 2
-    assert_told(capsys, arguments[0], message)
-    assert left(here) == ["run.yaml"]
 
 
 def assert_told(capsys, command, message):

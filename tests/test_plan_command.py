@@ -130,7 +130,7 @@ def test_the_defaults_of_the_data_are_the_data_modules():
 @pytest.mark.parametrize(("more", "told"), [
     (["--data.sorces", "{a: there}"], "Did you mean data.sources"),
     (["--config", "wrong.yaml"], "Did you mean data.sources"),
-    (["--config", "group.yaml"], "group.yaml: tranier is no part of a config. Did you mean trainer?"),
+    (["--config", "group.yaml"], "allow_change. Did you mean trainer?"),
     (["--recipe.token_horizn", "3"], "Did you mean recipe.token_horizon"),
     (["--tokens_per_secnd", "3"], "Did you mean tokens_per_second"),
     (["--tokens_per_second", "0"], "--tokens_per_second 0: give a number above 0"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from lit_cpt.publishing import disk_error, publish, publish_folder, publish_text
+from lit_cpt.publishing import disk_error, publish, publish_folder, publish_text, taken_back
 
 
 @contextmanager
@@ -74,3 +74,14 @@ def test_the_error_of_the_disk_is_found_behind_others_and_on_other_ranks():
     assert disk_error(CheckpointException("write", {0: (RuntimeError("other"), []), 1: (wrapped, [])})) is full
     assert disk_error(RuntimeError("nothing of the disk")) is None
     assert disk_error(None) is None
+
+
+@pytest.mark.parametrize(("begun", "left"), [(False, ["old.log"]), (True, ["new", "new/new.log", "new.log", "old.log"])])
+def test_what_an_error_ends_before_it_has_begun_is_taken_back(tmp_path, begun, left):
+    (tmp_path / "old.log").write_text("old")
+    for folder in (tmp_path, tmp_path / "new"):
+        with pytest.raises(KeyError), taken_back(folder, ("*.log",), lambda: begun):
+            folder.mkdir(exist_ok=True)
+            (folder / "new.log").write_text("new")
+            raise KeyError
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == sorted(left)

@@ -29,7 +29,7 @@ def test_a_file_of_ones_own_goes_before_a_shipped_one(here):
 
 def test_a_folder_is_no_config(here):
     (here / "recipes").mkdir()
-    with pytest.raises(FileNotFoundError, match="--config recipes: there is no such file"):
+    with pytest.raises(FileNotFoundError, match="--config recipes: that is a folder; name a file in it"):
         find_config("recipes")
 
 
@@ -58,8 +58,8 @@ def test_a_config_is_read_as_a_mapping(here):
 @pytest.mark.parametrize(("content", "message"), [
     (b"recipe: [1", "mine.yaml is not YAML in UTF-8: .*expected ',' or ']'"),
     (b"recipe: {name: \xff}", "mine.yaml is not YAML in UTF-8: .*0xff"),
-    (b"- a", "mine.yaml holds list, not a mapping such as `recipe: {...}`"),
-    (b"", "mine.yaml holds NoneType, not a mapping")])
+    (b"- a", "mine.yaml holds .'a'.; write a mapping such as `recipe: {...}`"),
+    (b"", "mine.yaml holds nothing; write a mapping")])
 def test_a_config_that_cannot_be_read_is_named(here, content, message):
     (here / "mine.yaml").write_bytes(content)
     for read in (read_config, lambda name: expand_configs(["--config", name])):

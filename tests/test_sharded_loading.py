@@ -115,9 +115,19 @@ def test_a_hub_model_is_read_from_the_cache_where_it_is_there(tmp_path, monkeypa
     assert folder_of(str(tmp_path / "nothing")) is None
 
 
-def test_what_is_wrong_on_rank_zero_is_told_on_every_rank():
-    other = SimpleNamespace(is_global_zero=False, broadcast=lambda _: "pretrained='x' cannot be read")
-    with pytest.raises(ValueError, match="pretrained='x' cannot be read"):
+@pytest.mark.parametrize(("raised", "kind", "told"), [
+    (ValueError("pretrained='x' cannot be read"), ValueError, "^pretrained='x' cannot be read"),
+    (MemoryError("no room"), RuntimeError, "^rank 0 failed: no room")])
+def test_what_is_wrong_on_rank_zero_is_told_on_every_rank(raised, kind, told):
+    def fail():
+        raise raised
+
+    sent = []
+    first = SimpleNamespace(is_global_zero=True, broadcast=lambda value: sent.append(value) or value)
+    with pytest.raises(type(raised), match=str(raised)):
+        on_rank_zero(first, fail)
+    other = SimpleNamespace(is_global_zero=False, broadcast=lambda _: sent[0])
+    with pytest.raises(kind, match=told):
         on_rank_zero(other, lambda: pytest.fail("asked"))
 
 

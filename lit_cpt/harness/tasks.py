@@ -99,8 +99,9 @@ def local_data(data: Path | None, required: tuple[str, ...], scorer: ProgramScor
             read.add(path)
             return read_dataset(data / path, name)
         if path in required:
-            raise FileNotFoundError(f"{data} has no {path}: run `lit-cpt eval-data fetch --data {data}` on a connected "
-                                    "machine and copy the folder here.")
+            lack = f"{data} has no {path}" if data else f"there is no {path}, for --data names no folder that has it"
+            raise FileNotFoundError(f"{lack}: run `lit-cpt eval-data fetch --data {data or 'eval-data'}` on a "
+                                    "connected machine and copy the folder here.")
         return upstream(path, name, *arguments, **settings)
 
     def load_metric(path: str, *arguments: Any, **settings: Any) -> Any:

@@ -188,7 +188,7 @@ def part_tokens(_: int, part: Part, crew: Crew, folder: Path) -> Iterator[torch.
                 )
                 done = PartRecord(**asdict(now))
     except UnreadableInput as error:
-        crew.events.error("ValueError", str(error))
+        crew.events.error("ValueError", f"{error}. Mend it, or pass over such records with --on-error skip.")
         raise
     write_json(folder / RECORD, asdict(stream.record))
 

@@ -18,7 +18,7 @@ from lit_cpt.manifest import FILE_NAME, Manifest, TokenizerFacts, write_json
 from lit_cpt.prepare.job import STATE, Job, part_folder
 from lit_cpt.prepare.parts import Part
 from lit_cpt.prepare.progress import Progress
-from lit_cpt.prepare.publish import publish, remove
+from lit_cpt.prepare.publish import publish, read_record, remove
 from lit_cpt.prepare.settings import PrepareSettings
 from lit_cpt.prepare.shard import Shard, check_whole
 from lit_cpt.prepare.tokens import dtype_of
@@ -73,11 +73,17 @@ def prepare_source(
         if overwrite:
             remove(folder)
             state.mkdir()
-        if merge:
-            check_whole(job, state)
-        job.save(state)
-        facts = tokenise(job, job.parts, folder, workers or cores(), lock)
-        manifest = publish(folder, job, facts, dtype_of(facts.vocabulary))
+        begun = (state / "job.json").is_file()
+        try:
+            if merge:
+                check_whole(job, state)
+            job.save(state)
+            facts = tokenise(job, job.parts, folder, workers or cores(), lock)
+            manifest = publish(folder, job, facts, dtype_of(facts.vocabulary))
+        except ValueError:
+            if not begun:
+                give_up(folder, job)
+            raise
     log.info("%s is finished: %s", folder, summary(manifest))
     for fault in manifest.skipped[:10]:
         log.warning("skipped %s", fault)
@@ -119,6 +125,15 @@ def prepare_shard(
             tokenise(job, mine, folder, workers or cores(), lock)
     log.info("shard %s of %s is finished: %d of %d parts. When all are: the same command with --merge instead",
              shard, folder, len(mine), len(job.parts))
+
+
+def give_up(folder: Path, job: Job) -> None:
+    """Leave nothing of a job that ended in its first run over a mistake, unless it has made tokens to go on with."""
+    parts = [part_folder(folder / STATE, part) for part in job.parts]
+    if not any(read_record(part).tokens for part in parts if part.is_dir()):
+        shutil.rmtree(folder / STATE)
+        with suppress(OSError):  # there is more in it
+            folder.rmdir()
 
 
 def begin(inputs: list[str], tokenizer: str, output: str | Path, settings: PrepareSettings | None,
