@@ -7,7 +7,7 @@ PIP := python -m pip install --quiet --disable-pip-version-check
 FAST := python -m pytest -m "not slow and not gpu" --numprocesses auto --maxprocesses 8 --dist loadscope
 SLOW := python -m pytest -m "slow and not gpu" --numprocesses auto --maxprocesses 2 --dist loadfile
 
-.PHONY: quickstart test test-latest test-oldest slow chaos hostile check wheel bench clean
+.PHONY: quickstart test test-latest test-oldest slow chaos faults hostile check wheel bench clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/ready  ## the whole idea in minutes: pretrain, continue, compare, report
@@ -31,6 +31,9 @@ slow: .venv/ready  ## the proofs that take longer
 chaos: .venv/ready  ## kill a run KILLS times at random and resume it; it must train the same stream to the same weights
 	$(BIN)/python tests/exactness/chaos.py --kills $(KILLS) $(ARGS)
 
+faults: .venv/ready  ## runs that something befalls, on two ranks: what they did, what it cost, whether the ranks agree
+	$(BIN)/python tests/exactness/fault_table.py $(ARGS)
+
 hostile: .venv/ready  ## programs that try to get out of the sandbox; it must hold them all
 	$(BIN)/python tests/hostile/table.py $(ARGS)
 
@@ -43,7 +46,7 @@ wheel: .venv/ready
 	rm -rf dist build && $(BIN)/python -m build --wheel --outdir dist .
 
 bench: .venv/ready  ## every benchmark in its quick form
-	for name in loader step prepare remote evaluation loss checkpoint load throughput; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
+	for name in loader step prepare remote evaluation loss guards checkpoint load throughput; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
 
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
