@@ -76,12 +76,17 @@ def test_the_error_of_the_disk_is_found_behind_others_and_on_other_ranks():
     assert disk_error(None) is None
 
 
-@pytest.mark.parametrize(("begun", "left"), [(False, ["old.log"]), (True, ["new", "new/new.log", "new.log", "old.log"])])
+@pytest.mark.parametrize(("begun", "left"), [
+    (False, ["old.log"]), (True, ["new", "new/new.log", "new.log", "old.log"])])
 def test_what_an_error_ends_before_it_has_begun_is_taken_back(tmp_path, begun, left):
-    (tmp_path / "old.log").write_text("old")
-    for folder in (tmp_path, tmp_path / "new"):
-        with pytest.raises(KeyError), taken_back(folder, ("*.log",), lambda: begun):
+    def fail(folder):
+        with taken_back(folder, ("*.log",), lambda: begun):
             folder.mkdir(exist_ok=True)
             (folder / "new.log").write_text("new")
             raise KeyError
+
+    (tmp_path / "old.log").write_text("old")
+    for folder in (tmp_path, tmp_path / "new"):
+        with pytest.raises(KeyError):
+            fail(folder)
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == sorted(left)
