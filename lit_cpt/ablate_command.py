@@ -18,7 +18,8 @@ from lit_cpt.recipe import Batch
 
 OWN = ("run", "mirror", "ckpt_path")
 ABOUT = ("A grid of runs from one file: arms share what they train alike, and are compared in one table. The same "
-         "command goes on where it was stopped. Example: lit-cpt ablate grid.yaml --output lab --plan")
+         "command goes on where it was stopped.")
+EXAMPLES = ("ablate grid.yaml --plan --tokens_per_second 15000", "ablate grid.yaml --output lab --workers 2")
 
 
 def ablate_command(arguments: list[str]) -> None:
@@ -44,7 +45,7 @@ def ablate_command(arguments: list[str]) -> None:
 
 def ablate_parser() -> ArgumentParser:
     """What the command takes."""
-    parser = command_parser("ablate", ABOUT)
+    parser = command_parser("ablate", ABOUT, *EXAMPLES)
     parser.add_argument("grid", type=str, metavar="GRID.yaml", help="base, axes, replicates, control: see "
                         "docs/ablations.md.")
     parser.add_argument("--output", type=str, metavar="DIR", help="Configs, run folders, logs and results go here.")

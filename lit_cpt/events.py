@@ -25,3 +25,8 @@ def append_event(run_dir: str | Path, kind: str, **fields: Any) -> None:
 def read_events(run_dir: str | Path) -> list[dict[str, Any]]:
     """Events of a run in the order they were written; a line cut short by a kill is left out."""
     return read_lines(Path(run_dir) / DIARY)
+
+
+def finished_at(run_dir: str | Path, step: int) -> bool:
+    """Whether a run's diary says that it ended whole at ``step``."""
+    return any(event["event"] == "finish" and event["step"] == step for event in read_events(run_dir))

@@ -15,7 +15,7 @@ from lit_cpt.blends import mixed
 from lit_cpt.counters import set_progress, validation_due, validation_pending
 from lit_cpt.curve_lr import CurveLR
 from lit_cpt.encoder_decoder import EncoderDecoderLoss, suited_objective
-from lit_cpt.events import append_event, read_events
+from lit_cpt.events import append_event, finished_at
 from lit_cpt.gradients import gradient_norm
 from lit_cpt.identity import Identity, accepted_changes, identity_of
 from lit_cpt.losses import NextTokenLoss
@@ -34,6 +34,7 @@ from lit_cpt.weights import (
     check_vocabulary,
     in_short,
     load_moments,
+    origin_of,
     parameter_groups,
     read_moments,
 )
@@ -91,23 +92,20 @@ class ContinuedPretraining(pl.LightningModule):
         Raises:
             ValueError: ``attention`` cannot be trained on this device, or the Trainer is to clip.
         """
-        if stage == "fit" and self.trainer.gradient_clip_val is not None:
-            raise ValueError(f"trainer.gradient_clip_val={self.trainer.gradient_clip_val}: the recipe says where "
-                             f"gradients are clipped, at {self.recipe.optimizer.clip}. Leave it out, or set "
-                             "recipe.optimizer.clip.")
+        if stage == "fit" and (clip := self.trainer.gradient_clip_val) is not None:
+            raise ValueError(f"trainer.gradient_clip_val={clip}: gradients are clipped at the recipe's norm, "
+                             f"{self.recipe.optimizer.clip}. Leave it out, or set recipe.optimizer.clip.")
         if stage == "fit" and self.attention == "flex_attention" and self.trainer.strategy.root_device.type == "cpu":
             raise ValueError("model.attention=flex_attention: on a CPU torch has no backward pass for it. Leave "
                              "model.attention out, or train on a GPU.")
-        self.identity, self.tally = None, Tally()
-        self.batch_checked = False
+        self.identity, self.tally, self.batch_checked = None, Tally(), False
 
     # The model -------------------------------------------------------------------------------------
 
     def configure_model(self) -> None:
         """Build the model once; Lightning calls this for every entry point."""
         if self.model is None:
-            strategy = self.trainer.strategy if self._trainer is not None else None
-            if isinstance(strategy, ShardedStrategy):
+            if isinstance(strategy := self._trainer and self._trainer.strategy, ShardedStrategy):
                 self.model = build_sharded(strategy, self.pretrained, self.architecture, not self.trainer.ckpt_path,
                                            self.attention)
             else:
@@ -129,8 +127,8 @@ class ContinuedPretraining(pl.LightningModule):
             blocks: A causal model predicts every position but the first, an encoder–decoder by its objective.
             draw: For the objective; None splits as a validation does.
         """
-        criterion = self.criterion()
-        return criterion(blocks, draw) if isinstance(criterion, EncoderDecoderLoss) else criterion(blocks)
+        loss_of = self.criterion()
+        return loss_of(blocks, draw) if isinstance(loss_of, EncoderDecoderLoss) else loss_of(blocks)
 
     def criterion(self) -> NextTokenLoss:
         """What tells the loss of this model, made once; ``ValueError`` if the model has not what a setting asks for."""
@@ -216,7 +214,7 @@ class ContinuedPretraining(pl.LightningModule):
         """Loss of one micro-batch."""
         if not getattr(self.trainer.strategy, "reduce_every_micro_batch", True):
             reduce_gradients(self.model, not self.trainer.fit_loop._should_accumulate())
-        loss = self.loss(batch) if self.objective is None else self.loss(batch, self.draw_of(batch, batch_idx))
+        loss = self.loss(batch, None if self.objective is None else self.draw_of(batch, batch_idx))
         self.tally.add({"loss": loss.detach(), "micro_batches": 1.0, **self.parts()})
         return loss
 
@@ -224,11 +222,11 @@ class ContinuedPretraining(pl.LightningModule):
         """What is known of the loss that was just computed: by source, and of the routers."""
         if self.loss_of is None or self.loss_of.of_samples is None:
             return {}
-        losses = self.loss_of.of_samples
-        loader: Any = self.trainer.train_dataloader
-        sources = loader.sources if isinstance(loader, BlendedDataLoader) else []
-        by_source = source_sums(losses, sources, loader.dataset.names) if len(sources) == len(losses) else {}
-        return {**by_source, **(self.loss_of.routing.noted if self.loss_of.routing is not None else {})}
+        losses, routing, loader = self.loss_of.of_samples, self.loss_of.routing, self.trainer.train_dataloader
+        noted = routing.noted if routing is not None else {}
+        if not isinstance(loader, BlendedDataLoader) or len(loader.sources) != len(losses):
+            return noted
+        return {**source_sums(losses, loader.sources, loader.dataset.names), **noted}
 
     def draw_of(self, batch: torch.Tensor, batch_idx: int) -> Draw:
         """What decides how an objective splits a batch: of one run's blocks, whatever ranks and micro-batches."""
@@ -334,11 +332,7 @@ class ContinuedPretraining(pl.LightningModule):
     @property
     def origin(self) -> dict[str, Any]:
         """What tells how to build the model anew, and whose tokenizer it has."""
-        config, generation = (getattr(self.model, name, None) for name in ("config", "generation_config"))
-        place = self.pretrained or self.architecture
-        return {"architecture": config.to_dict() if config is not None else None,
-                "generation": generation.to_dict() if generation is not None else None,
-                "tokenizer": place if isinstance(place, str) else None}
+        return origin_of(self.model, self.pretrained or self.architecture)
 
     @property
     def own_identity(self) -> Identity:
@@ -389,24 +383,18 @@ class ContinuedPretraining(pl.LightningModule):
     def accept_changes(self, saved: dict[str, Any]) -> None:
         """Refuse what may not differ from the saved run; note what may."""
         allowed = getattr(self.trainer.datamodule, "allow_change", ())  # type: ignore[attr-defined]
-        changes = accepted_changes(saved["identity"], self.own_identity, saved["tokens_seen"], allowed)
-        for change in changes:
+        for change in accepted_changes(saved["identity"], self.own_identity, saved["tokens_seen"], allowed):
             log.info("changed since the checkpoint: %s", change)
             self.notes.append(("change", change._asdict()))
 
     def go_on(self, checkpoint: dict[str, Any], accumulation: int, pending: bool) -> None:
         """Let Lightning go on where the checkpoint was made, and first make a validation that is ``pending``.
 
-        Lightning ends a run that has made all its steps at once. If its last validation is still to come, there
-        seems to be one more step, until that validation begins.
+        Lightning ends a run that has made all its steps at once: there seems to be one more until it has validated.
         """
         step, loop = checkpoint["global_step"], self.trainer.fit_loop.epoch_loop
-        pending = pending and not self.trainer.strategy.broadcast(self.finished(step))
+        finished = finished_at(self.trainer.default_root_dir, step)  # with its last validation
+        pending = pending and not self.trainer.strategy.broadcast(finished)
         set_progress(checkpoint, accumulation, pending)
         if pending and 0 <= loop.max_steps <= step:
             self.held_max_steps, loop.max_steps = loop.max_steps, step + 1
-
-    def finished(self, step: int) -> bool:
-        """Whether the run's diary says that it ended whole at ``step``, with its last validation."""
-        events = read_events(self.trainer.default_root_dir)
-        return any(event["event"] == "finish" and event["step"] == step for event in events)

@@ -167,6 +167,19 @@ def load_weights(model: nn.Module, checkpoint: str | Path) -> None:
     model.load_state_dict({name.removeprefix(PREFIX): value for name, value in saved.items()})
 
 
+def origin_of(model: Any, place: str | dict[str, Any] | None) -> dict[str, Any]:
+    """What tells how to build ``model`` anew, and whose tokenizer it has.
+
+    Args:
+        model: A model; one that is not of transformers tells nothing.
+        place: The folder or hub name that it came from, or its config.
+    """
+    config, generation = (getattr(model, name, None) for name in ("config", "generation_config"))
+    return {"architecture": config.to_dict() if config is not None else None,
+            "generation": generation.to_dict() if generation is not None else None,
+            "tokenizer": place if isinstance(place, str) else None}
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """AdamW's two groups, named: matrices decay, norms and biases (one dimension or none) do not."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]

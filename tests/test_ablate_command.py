@@ -175,7 +175,7 @@ def test_the_plan_tells_the_tree_and_its_cost_and_trains_nothing(sources, tiny, 
     ({"axes": {"a": {"x": {"recipe.token_horizn": 3}}}, "control": {"a": "x"}}, ["--plan"], "arm a=x: .*token_horizn"),
     ({"axes": {"a": {"x": {"mirror": "s3://b/c"}}}, "control": {"a": "x"}}, ["--plan"], "a=x: mirror is each run's"),
     ({"axes": {"a": {"x": {"modle.pretrained": 3}}}, "control": {"a": "x"}}, ["--plan"],
-     "arm a=x: its config: modle is no part of a config")])
+     "arm a=x: its config: a config takes no modle")])
 def test_a_mistake_is_one_message(sources, tiny, tmp_path, capsys, monkeypatch, parts, options, message):
     monkeypatch.chdir(tmp_path)
     write_grid(tmp_path, sources, tiny, **parts)

@@ -126,7 +126,7 @@ def test_suggesting_imports_no_torch(here):
 @pytest.mark.parametrize(("words", "said"), [
     ([], "required: file, token_horizon, eta_max, sources"),
     (["gone.yaml"], "gone.yaml: there is no such file; write one such as `sources: "),
-    (["text"], "text holds str, not a mapping"),
+    (["text"], "text holds 'web'; write a mapping"),
     (["sources.yaml", "--maxepochs", "3"], "--maxepochs 3. Did you mean max_epochs?"),
     (["sources.yaml", "--token_horizon", "0"], "a phase trains 0 tokens: give a token_horizon"),
     (["sources.yaml", "--eta_over_eta_max", "0.001"], "is never reached: this curve runs from 4.5e-05"),

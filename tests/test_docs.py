@@ -17,7 +17,7 @@ from lit_cpt.cli import COMMANDS, main
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 DEEDS = ["quickstart", "prepare", "data check", "blend suggest", "plan", "fit", "validate", "eval", "eval-data fetch",
-         "eval-data check", "export", "checkpoint inspect", "checkpoint consolidate", "report"]
+         "eval-data check", "export", "checkpoint inspect", "checkpoint consolidate", "ablate", "report"]
 
 
 class Accepted(BaseException):

@@ -38,6 +38,7 @@ SHORT = {"$FIT": "fit --config base --config hardware/cpu --config run.yaml --ru
          "$PREPARE": "prepare --tokenizer hf --workers 1 --output out",
          "$EXPORT": "export --tokenizer hf --output out --checkpoint done",
          "$EVAL": "eval --checkpoint hf --tasks mmlu", "$SUGGEST": "blend suggest"}
+GRID = "axes: {lr: {recipe.curve.init_args.eta_max: [1e-3, 1e-4]}}\ncontrol: {lr: 1e-3}"
 DONE = "done/checkpoints/step-00000004.ckpt"
 
 
@@ -85,6 +86,10 @@ def with_trigger(name, trigger, *says):
 
 def with_sources(name, sources, *says, words="blend suggest more.yaml"):
     return Wrong(name, words, says, {"more.yaml": f"token_horizon: 1B\neta_max: 1e-4\nsources: {{{sources}}}\n"})
+
+
+def with_grid(name, more, *says, words="ablate more.yaml --plan"):
+    return Wrong(name, words, says, {"more.yaml": f"base: [run.yaml]\n{more}\n"})
 
 
 def cut(path, size=100):
@@ -333,6 +338,14 @@ CATALOGUE = [
           "add text"),
     with_sources("more than the whole", "web: {tokens: 5B}, qa: {tokens: 5B, kind: qa}", r"qa_share=0\.5", "at most 1",
                  words="blend suggest more.yaml --qa.replay 0.9 --qa.qa_share 0.5"),
+    # ablate ----------------------------------------------------------------------------------------------
+    with_grid("no arms", "", "more.yaml", "axes"),
+    with_grid("a control that is no arm", "axes: {lr: {recipe.curve.init_args.eta_max: [1e-3, 1e-4]}}\n"
+              "control: {lr: 0.5}", "0.5"),
+    with_grid("an arm's key is mistyped", "axes: {a: {x: {recipe.tokens_horizon: 5}, y: {}}}\ncontrol: {a: y}",
+              "arm a=x", "tokens_horizon"),
+    with_grid("no room for an arm", GRID, "--workers 0", words="ablate more.yaml --output lab --workers 0"),
+    with_grid("nowhere to train arms", GRID, "--output names no folder", words="ablate more.yaml"),
     # eval, eval-data -------------------------------------------------------------------------------------
     wrong("nothing to evaluate", "eval", "--checkpoint is missing: name a checkpoint"),
     wrong("no such model to evaluate", "eval --checkpoint ./gone", "./gone: there is no such file or folder. Give"),

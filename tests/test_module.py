@@ -136,8 +136,8 @@ def test_the_gradient_is_measured_once_a_step_for_guard_clipping_and_log(sources
 
 
 def test_a_trainer_that_is_to_clip_is_refused(sources, tiny, tmp_path):
-    with pytest.raises(ValueError, match=r"trainer.gradient_clip_val=0.5: the recipe says where gradients are clipped, "
-                                         r"at 1.0. Leave it out, or set recipe.optimizer.clip"):
+    with pytest.raises(ValueError, match=r"trainer.gradient_clip_val=0.5: gradients are clipped at the recipe's norm, "
+                                         r"1.0. Leave it out, or set recipe.optimizer.clip"):
         fit(ContinuedPretraining(recipe_of(), architecture=tiny), data_of(sources), tmp_path, gradient_clip_val=0.5)
 
 
