@@ -78,7 +78,7 @@ def readable(pretrained: str | None, architecture: str | dict[str, Any] | None,
 def check_vocabulary(model: nn.Module, facts: TokenizerFacts | Any) -> None:
     """Refuse a model with no room for the tokens of its data, which on a GPU would be a fault without a name.
 
-    A tokenizer may know a few tokens more than text has (Gemma 3 1B's one of images): a hundredth is let pass.
+    A tokenizer may know a few tokens more than the model was given rows for: a hundredth is let pass.
 
     Args:
         model: Whose input embedding is looked at.

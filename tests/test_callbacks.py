@@ -44,6 +44,7 @@ for home in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_importing_one_callback_imports_no_other_and_only_one_of_them_lm_eval():
     files = sorted(FILES, key="eval".__eq__)  # last: what it needs stays
     ran = python(IMPORT_EACH, *files)

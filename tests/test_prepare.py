@@ -175,6 +175,7 @@ def test_a_second_run_of_a_finished_source_does_nothing(source, corpus, tokenize
     assert content(source[0]) == before
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_continued_to_the_same_bytes_and_finished_parts_are_kept(source, corpus, tokenizer, tmp_path):
     output = tmp_path / "killed"
     code = (

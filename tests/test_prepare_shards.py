@@ -77,6 +77,7 @@ def test_shards_may_work_at_the_same_time_and_one_may_be_repeated(world, tmp_pat
     assert content(tmp_path / "out") == content(alone)
 
 
+@pytest.mark.slow
 def test_a_shard_begins_while_another_one_has_been_at_work_for_long(world, tmp_path, monkeypatch):
     inputs, tokenizer, _ = world
     monkeypatch.setattr("lit_cpt.prepare.run.LOCK_WAIT_SECONDS", 0.1)
@@ -87,6 +88,7 @@ def test_a_shard_begins_while_another_one_has_been_at_work_for_long(world, tmp_p
         prepare_source(inputs, tokenizer, tmp_path / "out", SETTINGS, merge=True)
 
 
+@pytest.mark.slow
 def test_merging_too_soon_names_the_shards_that_are_missing(world, tmp_path):
     inputs, tokenizer, _ = world
     for index in (0, 2):
@@ -105,6 +107,7 @@ def test_a_shard_of_other_settings_is_refused(world, tmp_path):
         prepare_shard(inputs[:3], tokenizer, tmp_path / "out", Shard(1, 2), SETTINGS, workers=1)
 
 
+@pytest.mark.slow
 def test_more_shards_than_parts_leave_some_without_work(world, tmp_path):
     inputs, tokenizer, _ = world
     settings = PrepareSettings()  # one part
@@ -128,6 +131,7 @@ def test_a_whole_preparation_waits_for_shards_and_says_so(world, tmp_path, monke
         prepare_source(inputs, tokenizer, tmp_path / "out", SETTINGS, merge=True)
 
 
+@pytest.mark.slow
 def test_the_command_does_shards_and_merges(world, tmp_path, capsys):
     inputs, tokenizer, _ = world
     command = ["prepare", "--input", *inputs, "--tokenizer", tokenizer, "--output", str(tmp_path / "out")]

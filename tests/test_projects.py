@@ -175,6 +175,7 @@ def lines(folder):
     return diary.read_text().splitlines() if diary.exists() else []
 
 
+@pytest.mark.slow
 def test_a_lightning_cli_project_switches_by_a_metric(sources, tmp_path):
     folders = json.dumps({"web": sources["a"], "qa": sources["b"]})
     batches, said = run("cli/main.py", tmp_path, "fit", "--config", PROJECTS / "cli" / "config.yaml", "--data.folders",
