@@ -121,22 +121,8 @@ def explain(error: BaseException, command: str) -> int:
         print(f"\nlit-cpt {command}: {error}", file=sys.stderr)
         say_how_to_resume(error)
         return 1
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        newest = getattr(error, "newest", None)
-        again = f"go on from {newest}, the newest whole checkpoint." if newest else "run the same command again."
-        print(f"lit-cpt {command}: the disk is full ({error}). Free some space and {again}", file=sys.stderr)
-        say_how_to_resume(error)
-        return 1
-    if out_of_memory(error):
-        newest = getattr(error, "newest", None)
-        print(f"lit-cpt {command}: the memory is full ({' '.join(str(error).split())[:300]}). "
-              f"{SMALLER.get(command, 'Use smaller batches, or a machine with more.')}"
-              f"{f' The newest whole checkpoint is {newest}.' if newest else ''}", file=sys.stderr)
-        say_how_to_resume(error)
-        return 1
-    failed = isinstance(error, OSError) and error.errno == errno.EIO  # a disk, of this rank or of another
-    if failed or type(error).__name__ in ENDS:
-        print(f"lit-cpt {command}: {str(error).rsplit('Unreachable: ', 1)[-1].strip()}", file=sys.stderr)
+    if (ended := end_of(error, command)) is not None:
+        print(f"lit-cpt {command}: {ended}", file=sys.stderr)
         say_how_to_resume(error)
         return 1
     if (refused := users_mistake(error)) is not None:
@@ -147,6 +133,22 @@ def explain(error: BaseException, command: str) -> int:
           file=sys.stderr)
     say_how_to_resume(error)
     return 1
+
+
+def end_of(error: BaseException, command: str) -> str | None:
+    """What ended a command though its input was right: a full disk or memory, a lost store or rank; else None."""
+    newest = getattr(error, "newest", None)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        again = f"go on from {newest}, the newest whole checkpoint." if newest else "run the same command again."
+        return f"the disk is full ({error}). Free some space and {again}"
+    if out_of_memory(error):
+        mend = SMALLER.get(command, "Use smaller batches, or a machine with more.")
+        kept = f" The newest whole checkpoint is {newest}." if newest else ""
+        return f"the memory is full ({' '.join(str(error).split())[:300]}). {mend}{kept}"
+    failed = isinstance(error, OSError) and error.errno == errno.EIO  # a disk, of this rank or of another
+    if failed or type(error).__name__ in ENDS:
+        return str(error).rsplit("Unreachable: ", 1)[-1].strip()
+    return None
 
 
 def out_of_memory(error: BaseException) -> bool:
