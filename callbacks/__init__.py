@@ -9,6 +9,7 @@ if __name__ != "lit_cpt.callbacks":
     raise ImportError(f"imported as {__name__!r}: run `pip install -e .`, then import `lit_cpt.callbacks`.")
 
 if TYPE_CHECKING:
+    from lit_cpt.callbacks.adaptive_blend import AdaptiveBlendCallback
     from lit_cpt.callbacks.branch_point import BranchPointCallback
     from lit_cpt.callbacks.dashboard import DashboardCallback
     from lit_cpt.callbacks.eval import EvalCallback
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
     from lit_cpt.callbacks.throughput import ThroughputCallback
     from lit_cpt.callbacks.token_ledger import TokenLedgerCallback
 
-HOMES = {"BranchPointCallback": "branch_point", "DashboardCallback": "dashboard", "EvalCallback": "eval",
-         "ForgettingCallback": "forgetting", "GracefulStopCallback": "graceful_stop",
-         "PhaseSwitchCallback": "phase_switch", "RunCheckpointCallback": "run_checkpoint",
-         "RunProgressBar": "run_progress", "StabilityCallback": "stability", "ThroughputCallback": "throughput",
-         "TokenLedgerCallback": "token_ledger"}
-__all__ = ["BranchPointCallback", "DashboardCallback", "EvalCallback", "ForgettingCallback", "GracefulStopCallback",
-           "PhaseSwitchCallback", "RunCheckpointCallback", "RunProgressBar", "StabilityCallback", "ThroughputCallback",
-           "TokenLedgerCallback"]
+HOMES = {"AdaptiveBlendCallback": "adaptive_blend", "BranchPointCallback": "branch_point",
+         "DashboardCallback": "dashboard", "EvalCallback": "eval", "ForgettingCallback": "forgetting",
+         "GracefulStopCallback": "graceful_stop", "PhaseSwitchCallback": "phase_switch",
+         "RunCheckpointCallback": "run_checkpoint", "RunProgressBar": "run_progress",
+         "StabilityCallback": "stability", "ThroughputCallback": "throughput", "TokenLedgerCallback": "token_ledger"}
+__all__ = ["AdaptiveBlendCallback", "BranchPointCallback", "DashboardCallback", "EvalCallback", "ForgettingCallback",
+           "GracefulStopCallback", "PhaseSwitchCallback", "RunCheckpointCallback", "RunProgressBar",
+           "StabilityCallback", "ThroughputCallback", "TokenLedgerCallback"]
 
 
 def __getattr__(name: str) -> Any:

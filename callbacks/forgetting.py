@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -13,12 +12,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_cpt.counters import validate_now
 from lit_cpt.signals import stalled, worse
-from lit_cpt.telling import record
+from lit_cpt.telling import logged, record
 
 log = logging.getLogger(__name__)
 
 ACTIONS = ("warn", "stop", "switch")
-LOSS, CHANGE = re.compile(r"val/(.+)/loss"), re.compile(r"eval/([^/]+)/change")
+LOSS, CHANGE = "val/(.+)/loss", "eval/([^/]+)/change"
 
 
 class ForgettingCallback(Callback):
@@ -130,12 +129,6 @@ class ForgettingCallback(Callback):
         """Go on comparing with the same baseline."""
         for name, value in state_dict.items():
             setattr(self, name, type(value)(value))
-
-
-def logged(trainer: Trainer, pattern: re.Pattern[str]) -> dict[str, float]:
-    """The logged values whose names match, by the part that the pattern picks out."""
-    return {found[1]: float(value) for name, value in trainer.callback_metrics.items()
-            if (found := pattern.fullmatch(name))}
 
 
 def switcher(trainer: Trainer) -> Any:

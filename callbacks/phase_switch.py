@@ -212,9 +212,10 @@ class PhaseSwitchCallback(Callback):
 
     def plan_ahead(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
         """Tell our own stream the switches that can be foretold."""
-        # A phase that began just here, in the run that is resumed, is no plan to be dropped.
+        # What began just here, in the run that is resumed, is no plan to be dropped: a phase, or another's change.
         begun = [(loader.position, self.phases[len(self.switches) - 1].blend.weights)
                  for switch in self.switches[-1:] if switch["step"] == trainer.global_step]
+        begun = begun or changed_here(loader, self.next_phase if self.waiting else None)
         self.planned = self.foretold(loader, pl_module)
         loader.plan([*begun, *self.planned])
 
@@ -276,6 +277,14 @@ class PhaseSwitchCallback(Callback):
         """Go on watching for the next phase."""
         self.eta_peak, self.switches = state_dict["eta_peak"], state_dict["switches"]
         self.saved_stream = state_dict.get("stream", {})
+
+
+def changed_here(loader: Any, waiting: Phase | None) -> list[tuple[int, Mapping[str, float]]]:
+    """Start and weights of what draws from the next sample on, if it begins there and is not the ``waiting`` phase."""
+    history = loader.dataset.history
+    planned = waiting and history.ordered(waiting.blend.weights)
+    return [(start, weights) for start, weights in history.ahead(loader.position - 1)[:1]
+            if start == loader.position and history.ordered(weights) != planned]
 
 
 def steps_between_logs(trainer: Any) -> int:

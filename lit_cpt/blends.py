@@ -201,6 +201,11 @@ class BlendHistory:
         self.legs = legs
         return True
 
+    def ahead(self, position: int) -> list[tuple[int, dict[str, float]]]:
+        """Start and blend of every leg that begins after sample ``position``."""
+        return [(leg.start, dict(zip(self.sources, leg.weights, strict=True)))
+                for leg in self.legs if leg.start > position]
+
     def weights_at(self, position: int) -> dict[str, float]:
         """The blend that sample ``position`` is drawn from."""
         leg = [leg for leg in self.legs if leg.start <= position][-1]

@@ -214,7 +214,7 @@ class ContinuedPretraining(pl.LightningModule):
         """Loss of one micro-batch."""
         if not getattr(self.trainer.strategy, "reduce_every_micro_batch", True):
             reduce_gradients(self.model, not self.trainer.fit_loop._should_accumulate())
-        loss = self.loss(batch, None if self.objective is None else self.draw_of(batch, batch_idx))
+        loss = self.loss(batch) if self.objective is None else self.loss(batch, self.draw_of(batch, batch_idx))
         self.tally.add({"loss": loss.detach(), "micro_batches": 1.0, **self.parts()})
         return loss
 

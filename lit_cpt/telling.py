@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,12 @@ def record(module: Any, kind: str, **fields: Any) -> None:
     """Add an event to the run's diary, where the module keeps one."""
     if (keep := getattr(module, "record", None)) is not None:
         keep(kind, **fields)
+
+
+def logged(trainer: Any, pattern: str) -> dict[str, float]:
+    """The values logged last whose whole names match ``pattern``, by the part that it picks out."""
+    found = [(re.fullmatch(pattern, name), value) for name, value in trainer.callback_metrics.items()]
+    return {match[1]: float(value) for match, value in found if match}
 
 
 def show(trainer: Any, values: Mapping[str, float]) -> None:

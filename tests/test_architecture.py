@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     "publishing json_lines",
-    "units schedules blends events manifest documents intervals shelf sandbox signals weight_files settings",
+    "units schedules blends events manifest documents intervals shelf sandbox signals weight_files settings adaptive",
     "recipe shards remote occasions evaluations source_facts ledger pauses",
     "plan blend_design orders identity store footprint score_changes background routing phases spikes rollback telling "
     "agenda tally source_losses tensor_parallel float8 objectives objects gradients",

@@ -102,6 +102,10 @@ class BlendedDataLoader(StreamingDataLoader):
         """
         return self.plan([(self.position, weights)])
 
+    def change(self, weights: Mapping[str, float]) -> bool:
+        """As `set_weights`, but only until the next switch that is planned."""
+        return self.plan([(self.position, weights), *self.dataset.history.ahead(self.position)])
+
     def plan(self, future: Sequence[tuple[int, Mapping[str, float]]]) -> bool:
         """Set all switches to come, as (position, weights); free before the first batch, else workers restart.
 
