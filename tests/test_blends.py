@@ -279,3 +279,10 @@ def test_a_history_goes_on_with_more_sources_but_not_without_one_it_drew_on():
     BlendHistory(("a", "c"), {"a": 1.0}, 7).restore(state)  # b and d only rested
     with pytest.raises(ValueError, match=r"draws on source 'c', which is not among this one's sources \('a', 'b'\)"):
         BlendHistory(("a", "b"), {"a": 1.0}, 7).restore(state)
+
+
+def test_what_is_ahead_begins_after_a_position():
+    history = BlendHistory(("a", "b"), {"a": 1.0}, 7)
+    history.plan(0, [(20, {"b": 1.0}), (40, {"a": 0.5, "b": 0.5})])
+    assert history.ahead(20) == [(40, {"a": 0.5, "b": 0.5})]
+    assert [start for start, _ in history.ahead(19)] == [20, 40]

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from lit_cpt.events import append_event, read_events
+from lit_cpt.events import append_event, finished_at, read_events
 
 
 def test_events_come_back_in_the_order_they_were_written_with_their_fields(tmp_path):
@@ -49,3 +49,10 @@ def test_a_value_that_is_not_plain_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(TypeError, match="set is not JSON serializable"):
         append_event(tmp_path, "phase", sources={"a"})
     assert read_events(tmp_path) == []
+
+
+def test_a_run_has_finished_where_its_diary_says_so(tmp_path):
+    assert not finished_at(tmp_path, 7)
+    append_event(tmp_path, "finish", step=7)
+    assert finished_at(tmp_path, 7)
+    assert not finished_at(tmp_path, 8)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lit_cpt.telling import log_due, publish, rate, record, show
+from lit_cpt.telling import log_due, logged, publish, rate, record, show
 
 
 def trainer_of(step=10, accumulating=False, **more):
@@ -32,10 +32,17 @@ def test_an_event_goes_into_a_diary_where_there_is_one():
 
 
 def test_values_go_to_every_logger_at_the_steps_made_and_can_be_found_by_others():
-    logged = []
-    logger = SimpleNamespace(log_metrics=lambda values, step: logged.append((values, step)))
+    told = []
+    logger = SimpleNamespace(log_metrics=lambda values, step: told.append((values, step)))
     trainer = trainer_of(loggers=[logger, logger])
     publish(trainer, {"speed/mfu": 0.5})
     show(trainer, {"train/loss": 2.0})
-    assert logged == [({"speed/mfu": 0.5}, 10)] * 2
+    assert told == [({"speed/mfu": 0.5}, 10)] * 2
     assert trainer.callback_metrics == {"speed/mfu": torch.tensor(0.5), "train/loss": torch.tensor(2.0)}
+
+
+def test_logged_values_are_found_by_the_whole_of_their_names():
+    trainer = trainer_of()
+    show(trainer, {"train/web/loss": 2.0, "val/web/loss": 3.0, "train/loss": 1.0})
+    assert logged(trainer, "train/(.+)/loss") == {"web": 2.0}
+    assert logged(trainer, "(.+)").keys() == trainer.callback_metrics.keys()
