@@ -77,7 +77,8 @@ class RunFolderCallback(SaveConfigCallback):
         run.mkdir(parents=True, exist_ok=True)
         config = self.config.clone()
         config["allow_change"], config["ckpt_path"] = [], None  # of this start; the checkpoints to come need neither
-        self.parser.save(config, str(run / "config.yaml"), skip_none=False, overwrite=True)
+        # One file: for several, jsonargparse changes the working directory under those who write in the background.
+        self.parser.save(config, str(run / "config.yaml"), skip_none=False, overwrite=True, multifile=False)
         (run / "recipe.yaml").write_text(yaml.safe_dump({"recipe": recipe.describe()}, sort_keys=False))
         parameters = sum(parameter.numel() for parameter in pl_module.parameters())
         told = forecast_of(trainer, recipe, data, config.as_dict(), parameters).describe()

@@ -27,7 +27,7 @@ from lit_cpt.plan import plan
 from lit_cpt.recipe import Batch, Phase, Recipe, Trigger
 from lit_cpt.restarts import RankLost
 from lit_cpt.schedules import Cosine
-from lit_cpt.training import gathered, resume_command, scale_here, training_command
+from lit_cpt.training import RunFolderCallback, gathered, resume_command, scale_here, training_command
 
 FIRST, SECOND = {"a": 0.60, "b": 0.35, "c": 0.05}, {"a": 0.1, "b": 0.2, "c": 0.7}
 GLOBAL, STEPS, SWITCH = 4, 20, 15
@@ -230,10 +230,15 @@ def test_keys_of_the_recipe_are_overridden_one_by_one(here, capsys):
     assert saved(here / "run")["global_step"] == 32
 
 
-def test_a_recipe_may_be_a_file_of_its_own(here, capsys):
+def test_a_recipe_may_be_a_file_of_its_own_and_the_runs_config_holds_it(here, capsys, monkeypatch):
     (here / "mine.yaml").write_text(yaml.safe_dump({**RECIPE.describe(), "token_horizon": 320}))
+    setup, moved = RunFolderCallback.setup, []
+    monkeypatch.setattr(RunFolderCallback, "setup", lambda *given, **stage: (
+        monkeypatch.setattr(os, "chdir", moved.append), setup(*given, **stage)))
     fit(capsys, "--recipe", "mine.yaml", "--recipe.token_horizon", "384")
     assert saved(here / "run")["global_step"] == 12
+    assert yaml.safe_load((here / "run" / "config.yaml").read_text())["recipe"]["token_horizon"] == 384
+    assert moved == []  # TensorBoard's writer and others work in the background, on paths that may be relative
 
 
 @pytest.mark.parametrize(("curve", "expected"), [
