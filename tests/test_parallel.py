@@ -235,7 +235,8 @@ def test_a_tensor_group_trains_as_ranks_that_each_hold_all_layers(cut, split):
     whole, (_, tensor) = cut[2], split
     losses, others = (torch.tensor(one["losses"]).view(STEPS, -1).mean(1) for one in (tensor, whole))
     assert losses.tolist() == pytest.approx(others.tolist(), abs=1e-6)
-    assert tensor["norms"][::4] == pytest.approx(whole["norms"][::2], abs=2e-6)
+    assert len(tensor["norms"]) == STEPS
+    assert tensor["norms"] == pytest.approx(whole["norms"], abs=2e-6)
     assert tensor["asking"] == 1
     assert_equal(tensor, whole, within=1e-5)  # AdamW steps far where a gradient is all but rounding
 

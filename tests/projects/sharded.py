@@ -62,7 +62,8 @@ class Diary(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, outputs: dict, *_: object) -> None:
         loss = torch.as_tensor(outputs["loss"]).detach() * trainer.accumulate_grad_batches
         self.losses.append(float(trainer.strategy.reduce(loss)))
-        self.norms.append(float(module.gradient_norm))
+        if not trainer.fit_loop._should_accumulate():
+            self.norms.append(float(module.gradient_norm))
         if trainer.global_step == GIVEN.get("stop"):
             trainer.should_stop = True
         if trainer.global_step == GIVEN.get("kill"):
