@@ -10,10 +10,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from lit_cpt.adaptive import BlendRule, Memory, Seen, Weights, held, scaled
+from lit_cpt.ledger import drawn
 from lit_cpt.phases import next_phase, phases_begun
 from lit_cpt.stream import BlendedDataLoader
 from lit_cpt.stream.switching import only_loader
-from lit_cpt.telling import logged, publish, record
+from lit_cpt.telling import logged, publish, record, steps_between_logs
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +26,9 @@ class AdaptiveBlendCallback(Callback):
 
     Each phase begins with its own blend, from which the rule starts anew and to which the bounds refer; sources that
     rest in it stay at rest, and a planned switch of phase comes where it was planned. A change is a leg of the stream's
-    history like any switch: exact on any number of ranks and workers, in the checkpoint, in the ledger, and in the
-    run's diary as ``blend``; the loggers get ``weight/<source>``. Rank 0 decides for all.
+    history like any switch, kept by checkpoints and counted by the ledger; the run's diary tells it as ``blend``, the
+    loggers get ``weight/<source>``. Rank 0 decides for all. On another number of ranks losses are summed in another
+    order, so that a rule may come to other weights in their last digits.
 
     Args:
         rule: A `BlendRule`: `Bandit`, `ExcessLoss`, `WeakScores` (`lit_cpt.adaptive`), or your own.
@@ -57,7 +59,7 @@ class AdaptiveBlendCallback(Callback):
         self.phases = 0  # that had begun when the rule started anew
         self.start: Weights = {}  # the phase's own blend, without sources that rest
         self.memory: Memory = {}
-        self.decided, self.weights = -1, Weights()  # the step of the last decision, and what it was
+        self.decided = -1  # the step of the last decision
         self.known: dict[str, float] = {}  # what had been logged where the run was resumed
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,8 +68,8 @@ class AdaptiveBlendCallback(Callback):
         if not isinstance(loader, BlendedDataLoader):
             raise ValueError(f"AdaptiveBlendCallback found a {type(loader).__name__}; it needs a BlendedDataLoader "
                              "(lit_cpt.stream.blended), whose changes are exact.")
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every < 1 or self.every_n_steps % every:
+        every = steps_between_logs(trainer)
+        if not every or self.every_n_steps % every:
             raise ValueError(f"every_n_steps={self.every_n_steps} is no multiple of trainer.log_every_n_steps={every}, "
                              "at which losses by source are logged: change one of them.")
         self.look(trainer, pl_module)  # a checkpoint may have been made just before a decision
@@ -79,14 +81,15 @@ class AdaptiveBlendCallback(Callback):
 
     def look(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start anew with a phase; decide every so many steps, but not where a phase begins."""
-        step, begun, coming = trainer.global_step, phases_begun(trainer), next_phase(trainer)
+        step, begun = trainer.global_step, phases_begun(trainer)
         if len(begun) != self.phases:
             weights = only_loader(trainer).weights
             self.phases, self.memory = len(begun), {}
             self.start = scaled({name: weight for name, weight in weights.items() if weight})
-        here = step in (begun[-1][1], coming and coming[1])  # other callbacks may learn of it after this one
-        if step % self.every_n_steps == 0 and step != self.decided and not here:
-            self.decide(trainer, pl_module)
+        if step % self.every_n_steps == 0 and step not in (self.decided, begun[-1][1]):
+            coming = next_phase(trainer)
+            if coming is None or coming[1] != step:  # it may be begun only after this callback was asked
+                self.decide(trainer, pl_module)
 
     def decide(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Ask the rule, hold its answer within the bounds, and have the next batch drawn by it."""
@@ -96,12 +99,12 @@ class AdaptiveBlendCallback(Callback):
         mixed = {name: self.inertia * now[name] + (1 - self.inertia) * share
                  for name, share in scaled(proposed).items()}
         decision = self.within_bounds(mixed, self.room(trainer, loader)), memory
-        self.decided, (self.weights, self.memory) = trainer.global_step, trainer.strategy.broadcast(decision)
-        loader.change(self.weights)
+        self.decided, (weights, self.memory) = trainer.global_step, trainer.strategy.broadcast(decision)
+        loader.change(weights)
         log.info("blend from step %d: %s", trainer.global_step,
-                 ", ".join(f"{name} {share:.3g}" for name, share in self.weights.items()))
-        record(pl_module, "blend", weights=self.weights, rule=type(self.rule).__name__)
-        publish(trainer, {f"weight/{name}": share for name, share in self.weights.items()})
+                 ", ".join(f"{name} {share:.3g}" for name, share in weights.items()))
+        record(pl_module, "blend", weights=weights, rule=type(self.rule).__name__)
+        publish(trainer, {f"weight/{name}": share for name, share in weights.items()})
 
     def seen(self, trainer: Trainer, now: Weights) -> Seen:
         """What the rule goes by; what is not finite tells nothing."""
@@ -121,8 +124,8 @@ class AdaptiveBlendCallback(Callback):
         batch = loader.stride * trainer.accumulate_grad_batches
         left = (trainer.max_steps - trainer.global_step) * batch
         dataset = loader.dataset
-        drawn = dict(zip(dataset.history.sources, dataset.history.counts(loader.position).tolist(), strict=True))
-        return {name: max(0.0, self.max_epochs * dataset.blocks[name] - drawn[name]) / left if left > 0 else 1.0
+        seen = drawn(dataset.history, loader.position, dataset.passed)
+        return {name: max(0.0, self.max_epochs * dataset.blocks[name] - seen[name]) / left if left > 0 else 1.0
                 for name in self.start}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -131,7 +134,7 @@ class AdaptiveBlendCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What was decided, and what the rule remembers."""
-        return {name: getattr(self, name) for name in ("phases", "start", "memory", "decided", "weights", "known")}
+        return {name: getattr(self, name) for name in ("phases", "start", "memory", "decided", "known")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on."""

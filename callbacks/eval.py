@@ -236,8 +236,8 @@ class EvalCallback(Callback):
         except OSError as error:
             log.warning("the evaluation at step %d could not be written: %s", found.step, error)
         telling.record(pl_module, "evaluation", reasons=list(found.reasons), seconds=round(found.seconds, 1),
-               scores={score.family: score.interval.value for score in found.scores},
-               failures={one.family: f"{one.status}: {one.reason}" for one in found.failures})
+                       scores={score.family: score.interval.value for score in found.scores},
+                       failures={one.family: f"{one.status}: {one.reason}" for one in found.failures})
 
 
 def sharing(strategy: Any) -> ProcessGroup | None:

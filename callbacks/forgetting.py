@@ -12,7 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_cpt.counters import validate_now
 from lit_cpt.signals import stalled, worse
-from lit_cpt.telling import logged, record
+from lit_cpt.telling import logged, record, steps_between_logs
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class ForgettingCallback(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Compare scores that are new, where the Trainer logs: an evaluation publishes them between two steps."""
-        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if (every := steps_between_logs(trainer)) and trainer.global_step % every == 0:
             self.look_at_scores(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

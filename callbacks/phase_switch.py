@@ -17,7 +17,7 @@ from lit_cpt.recipe import Phase, Recipe, Trigger
 from lit_cpt.stream.fetching import saved_loader_state
 from lit_cpt.stream.stock import switched_stream
 from lit_cpt.stream.switching import BlendedStream, TrainStream, Weights, only_loader
-from lit_cpt.telling import rate, record
+from lit_cpt.telling import rate, record, steps_between_logs
 
 log = logging.getLogger(__name__)
 
@@ -285,8 +285,3 @@ def changed_here(loader: Any, waiting: Phase | None) -> list[tuple[int, Mapping[
     planned = waiting and history.ordered(waiting.blend.weights)
     return [(start, weights) for start, weights in history.ahead(loader.position - 1)[:1]
             if start == loader.position and history.ordered(weights) != planned]
-
-
-def steps_between_logs(trainer: Any) -> int:
-    """Optimizer steps between two at which ``trainer`` logs; 0 if it logs at none."""
-    return int(trainer.log_every_n_steps)

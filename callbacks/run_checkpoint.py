@@ -179,11 +179,11 @@ class RunCheckpointCallback(Checkpoint):
             self.enlist(step, reason)
             began = time.monotonic()
             path = step_path(folder_of(trainer), step)
+            for logger in trainer.loggers if trainer.is_global_zero else ():
+                logger.save()  # whoever goes on from the checkpoint finds on the disk what was logged before it
             with paused(trainer, "saving"):
                 save(trainer, path)
             if trainer.is_global_zero:
-                for logger in trainer.loggers:
-                    logger.save()  # a resumed run does not log again what was logged before
                 waited = time.monotonic() - began
                 when_saved(trainer, partial(log.info, "checkpoint %s (%s, %.1f s)", path, reason, waited))
                 if self.copier is not None:

@@ -27,7 +27,7 @@ from lit_cpt.sharded_loading import build_sharded
 from lit_cpt.source_losses import source_metrics, source_sums
 from lit_cpt.stream import BlendedDataLoader, rewind_untrained
 from lit_cpt.tally import Tally
-from lit_cpt.telling import publish, show
+from lit_cpt.telling import log_due, publish, show
 from lit_cpt.weights import (
     build_model,
     check_same_model,
@@ -181,7 +181,7 @@ class ContinuedPretraining(pl.LightningModule):
     def on_fit_start(self) -> None:
         """Say what is trained; warm the optimizer up from `optimizer_state` (a resumed run brings its own)."""
         assert self.model is not None
-        check_vocabulary(self.model, getattr(self.trainer.datamodule, "tokenizer", None))  # type: ignore[attr-defined]
+        check_vocabulary(self.model, getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None))
         self.criterion()  # what it refuses is refused before anything is written
         kind = type(self.model).__name__.removeprefix("FSDP")  # which fully_shard puts before it
         log.info("%s with %s parameters", kind, f"{sum(parameter.numel() for parameter in self.parameters()):,}")
@@ -266,7 +266,7 @@ class ContinuedPretraining(pl.LightningModule):
         if trainer.fit_loop._should_accumulate() or not self.tally.step:
             return
         self.tally.close_step()
-        if trainer.global_step % trainer.log_every_n_steps:
+        if not log_due(trainer):
             return
         totals = self.tally.totals(self.over_ranks, self.device)
         self.publish({"train/loss": totals["loss"] / totals["micro_batches"], **source_metrics(totals),

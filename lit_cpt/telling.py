@@ -9,9 +9,15 @@ from typing import Any
 import torch
 
 
+def steps_between_logs(trainer: Any) -> int:
+    """Optimizer steps between two at which ``trainer`` logs; 0 if it logs at none."""
+    return int(trainer.log_every_n_steps)
+
+
 def log_due(trainer: Any) -> bool:
     """Whether the batch that was just trained ends a step at which ``trainer`` logs."""
-    return not trainer.fit_loop._should_accumulate() and trainer.global_step % trainer.log_every_n_steps == 0
+    every = steps_between_logs(trainer)
+    return not trainer.fit_loop._should_accumulate() and every > 0 and trainer.global_step % every == 0
 
 
 def rate(trainer: Any) -> float:

@@ -75,7 +75,7 @@ def readable(pretrained: str | None, architecture: str | dict[str, Any] | None,
                          "`save_pretrained` writes it, or the name of a hub model.") from error
 
 
-def check_vocabulary(model: nn.Module, facts: TokenizerFacts | Any) -> None:
+def check_vocabulary(model: Any, facts: TokenizerFacts | Any) -> None:
     """Refuse a model with no room for the tokens of its data, which on a GPU would be a fault without a name.
 
     A tokenizer may know a few tokens more than the model was given rows for: a hundredth is let pass.
@@ -87,7 +87,7 @@ def check_vocabulary(model: nn.Module, facts: TokenizerFacts | Any) -> None:
     Raises:
         ValueError: Its embedding is too short.
     """
-    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)  # type: ignore[operator]
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
     if isinstance(facts, TokenizerFacts) and rows is not None and (
             rows <= facts.eos_token_id or rows < 0.99 * facts.vocabulary):
         raise ValueError(f"the model has {rows:,} tokens, but the sources were tokenised with {facts.name!r}, which "

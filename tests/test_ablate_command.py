@@ -51,7 +51,7 @@ def write_grid(folder, sources, tiny, **parts):
 def in_this_process(jobs, slots):
     """Runs the jobs one after the other, without what a process costs."""
     for job in jobs.values():
-        assert job.ready(())
+        assert job.ready()
         assert main(job.arguments()) == 0
 
 
@@ -141,7 +141,7 @@ def test_a_folder_takes_more_arms_but_no_other_ones(lab, sources, tiny, tmp_path
     assert "lab/arms/switch=0.2.yaml is the config of another run than this grid's switch=0.2: name another" in told
     asked = []
     monkeypatch.setattr(running, "run_side_by_side", lambda jobs, slots: asked.extend(
-        [name, job.ready(()), job.arguments()] for name, job in jobs.items()) or 1 / 0)
+        [name, job.ready(), job.arguments()] for name, job in jobs.items()) or 1 / 0)
     write_grid(tmp_path, sources, tiny, axes={"switch": {"recipe.phases.1.when.eta_over_eta_max": [0.2, 0.5, 0.1]}})
     assert main(["ablate", str(tmp_path / "grid.yaml"), "--output", "lab"]) == 1  # 1 / 0
     [[name, ready, arguments]] = asked

@@ -229,7 +229,7 @@ def test_a_job_waits_until_it_is_ready_and_a_place_is_free(scripts, tmp_path):
     note = "import os, time, pathlib; pathlib.Path({!r}).write_text(os.environ['PLACE'] + str(time.time()))"
     files = {name: str(tmp_path / name) for name in ("late", "first")}
     jobs = {"late": scripts("late", note.format(files["late"]),
-                            ready=lambda running: "first" not in running and (tmp_path / "first").exists()),
+                            ready=lambda: (tmp_path / "first").exists()),
             "first": scripts("first", note.format(files["first"]))}
     run_side_by_side(jobs, [{"PLACE": "A"}, {"PLACE": "B"}])
     first, late = ((tmp_path / name).read_text() for name in ("first", "late"))
@@ -238,7 +238,7 @@ def test_a_job_waits_until_it_is_ready_and_a_place_is_free(scripts, tmp_path):
 
 
 def test_a_failure_is_told_with_its_log_and_ends_no_other_job(scripts, tmp_path):
-    jobs = {"bad": scripts("bad", "raise SystemExit('no good')"), "child": scripts("child", "", ready=lambda _: False),
+    jobs = {"bad": scripts("bad", "raise SystemExit('no good')"), "child": scripts("child", "", ready=lambda: False),
             "good": scripts("good", "print('well')")}
     with pytest.raises(ArmFailed, match=r"the run bad failed; see .*bad\.txt; child waits for what is not there\. The"):
         run_side_by_side(jobs, [{}])
@@ -265,8 +265,8 @@ def interruptible():
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
 def test_a_signal_ends_every_job_once_it_has_saved(scripts, tmp_path, interruptible, how):
-    def raised(running):
-        if "one" in running and (tmp_path / "one.txt").read_text():
+    def raised():
+        if (log := tmp_path / "one.txt").exists() and log.read_text():
             os.kill(os.getpid(), getattr(signal, how))
         return False
 

@@ -13,6 +13,12 @@ def trainer_of(step=10, accumulating=False, **more):
     return SimpleNamespace(fit_loop=loop, global_step=step, log_every_n_steps=5, callback_metrics={}, **more)
 
 
+def test_where_nothing_is_to_be_logged_no_log_is_due():
+    trainer = trainer_of()
+    trainer.log_every_n_steps = 0
+    assert log_due(trainer) is False
+
+
 @pytest.mark.parametrize(("step", "accumulating", "due"), [(10, False, True), (10, True, False), (11, False, False)])
 def test_a_log_is_due_at_the_end_of_whole_steps_that_are_a_multiple(step, accumulating, due):
     assert log_due(trainer_of(step, accumulating)) is due

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ def branch(parent: Path, child: Path, step: int, tokens_seen: int) -> None:
         publish_text(child / name, "".join(f"{json.dumps(line)}\n" for line in kept))
     for file in sorted(parent.glob("evals/step*.json")):
         if int(file.stem.removeprefix("step")) <= step:
-            publish(child / "evals" / file.name, lambda copy, file=file: copy.write(file.read_bytes()))  # type: ignore[misc]
+            publish_text(child / "evals" / file.name, file.read_text(encoding="utf-8"))
     for file in sorted(parent.glob("events.out.tfevents*")):
-        publish(child / file.name, lambda copy, file=file: copy_events(file, copy, step))  # type: ignore[misc]
+        publish(child / file.name, partial(copy_events, file, step=step))
     append_event(child, "branch", step=step, tokens_seen=tokens_seen, parent=parent.name)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,15 +12,13 @@ from pathlib import Path
 import yaml
 
 from lit_cpt.checkpoints import damage, newest_whole, step_of, step_path
-from lit_cpt.events import read_events
+from lit_cpt.events import finished_at
 from lit_cpt.lab.branching import branch
 from lit_cpt.lab.grid import Arm
 from lit_cpt.lab.side_by_side import Environment, Job, run_side_by_side
 from lit_cpt.lab.trunk import Course, Legs, branch_points, changed_fields
 
 log = logging.getLogger(__name__)
-
-SETTLED_SECONDS = 2.0  # after a checkpoint its run still brings its logs to the disk
 
 
 @dataclass(frozen=True)
@@ -78,19 +75,17 @@ def train_arms(bench: Bench, slots: Sequence[Environment]) -> None:
 
 def finished(bench: Bench, arm: str) -> bool:
     """Whether an arm was trained to its end."""
-    return any(event["event"] == "finish" and event["step"] == bench.legs[arm].steps
-               for event in read_events(bench.run(arm)))
+    return finished_at(bench.run(arm), bench.legs[arm].steps)
 
 
-def ready(bench: Bench, arm: str, running: Collection[str]) -> bool:
+def ready(bench: Bench, arm: str) -> bool:
     """Whether what an arm goes on from is there."""
     leg = bench.legs[arm]
     if leg.parent is None or own_checkpoint(bench, arm):
         return True
     path = step_path(bench.run(leg.parent) / "checkpoints", leg.start)
-    if not path.exists() or damage(path) is not None:
-        return finished(bench, leg.parent)  # before this arm was asked for: what is earlier has to do
-    return leg.parent not in running or time.time() - path.stat().st_mtime > SETTLED_SECONDS
+    whole = path.exists() and damage(path) is None
+    return whole or finished(bench, leg.parent)  # before this arm was asked for: what is earlier has to do
 
 
 def own_checkpoint(bench: Bench, arm: str) -> bool:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +33,12 @@ class Job:
     Args:
         log: Where its output goes.
         arguments: Makes `lit-cpt`'s arguments when it is started.
-        ready: Whether it can be started, by the names of the jobs that run.
+        ready: Whether it can be started.
     """
 
     log: Path
     arguments: Callable[[], list[str]]
-    ready: Callable[[Collection[str]], bool] = lambda running: True
+    ready: Callable[[], bool] = lambda: True
 
 
 def run_side_by_side(jobs: Mapping[str, Job], slots: Sequence[Environment]) -> None:
@@ -57,7 +57,7 @@ def run_side_by_side(jobs: Mapping[str, Job], slots: Sequence[Environment]) -> N
     with sigterm_as_ctrl_c():
         try:
             while True:
-                for name in [name for name, job in waiting.items() if free and job.ready(running.keys())][:len(free)]:
+                for name in [name for name, job in waiting.items() if free and job.ready()][:len(free)]:
                     job, slot = waiting.pop(name), free.pop(0)
                     running[name] = (start(job, slot), slot)
                 if not running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,7 @@ def shares_figure(run: Run, colours: Mapping[str, str], width: float, named: boo
 
 def ledger_figure(runs: Mapping[str, Run], colours: Mapping[str, str]) -> Figure:
     """The shares of all runs on one sheet."""
-    return sheet([lambda axes, run=run: draw_shares(axes, run, colours, printable(run.name))  # type: ignore[misc]
-                  for run in runs.values()],
+    return sheet([partial(draw_shares, run=run, colours=colours, title=printable(run.name)) for run in runs.values()],
                  [Patch(color=LIGHT[colour], label=" " + printable(name)) for name, colour in colours.items()])
 
 

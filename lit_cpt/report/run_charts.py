@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ ON_A_LINE = 3  # panels of a sheet
 
 def losses_figure(runs: Mapping[str, Run], colours: Mapping[str, str]) -> Figure:
     """All loss panels on one sheet."""
-    return sheet([lambda axes, name=name: draw_losses(axes, runs, colours, name)  # type: ignore[misc]
-                  for name in (None, *sources_of(runs))], keys(runs, colours))
+    return sheet([partial(draw_losses, runs=runs, colours=colours, source=name) for name in (None, *sources_of(runs))],
+                 keys(runs, colours))
 
 
 def sheet(panels: Sequence[Callable[[Axes], None]], handles: Sequence[Any]) -> Figure:
