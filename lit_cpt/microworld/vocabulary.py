@@ -27,7 +27,10 @@ SYLLABLES = words("ka ro mi ta ne lu so vi da ber lin mor fa zel tu pa gri no ch
 
 PASTIMES = words(
     "camping sewing baking fishing hiking gardening welding brewing weaving rowing packing mining racing "
-    "printing carving riding painting moving cleaning fencing milking plowing roofing tuning"
+    "printing carving riding painting moving cleaning fencing milking plowing roofing tuning "
+    # the second half is of worlds with more than 72 activities
+    "sailing mowing sanding glazing bowling digging felling hunting knitting loading marching pruning raking "
+    "rigging sawing scouting skating sowing surfing tiling towing trading washing wiring"
 )
 SEASONS = ("summer", "winter", "spring")
 
