@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ from jsonargparse import ArgumentParser
 
 from lit_cpt.arguments import command_parser, parse
 from lit_cpt.cli import print_json
-from lit_cpt.lab.grid import Arm, Grid, read_grid
-from lit_cpt.lab.trunk import Budget, Course, Legs, budget, plan_legs, render_legs
+from lit_cpt.lab.grid import Arm, Grid, read_grid, rehearsed, runs_of, spelled
+from lit_cpt.lab.trunk import Budget, Course, budget, plan_legs, render_legs
 from lit_cpt.plan_command import plan_parser, planned_part, speed_of
 from lit_cpt.publishing import publish_text
 from lit_cpt.recipe import Batch
@@ -19,7 +20,8 @@ from lit_cpt.recipe import Batch
 OWN = ("run", "mirror", "ckpt_path")
 ABOUT = ("A grid of runs from one file: arms share what they train alike, and are compared in one table. The same "
          "command goes on where it was stopped.")
-EXAMPLES = ("ablate grid.yaml --plan --tokens_per_second 15000", "ablate grid.yaml --output lab --workers 2")
+EXAMPLES = ("ablate grid.yaml --plan --tokens_per_second 15000", "ablate grid.yaml --output lab --workers 2",
+            "ablate ablations/first_three ablations/switch_point --set worlds=worlds --output lab --workers 2")
 
 
 def ablate_command(arguments: list[str]) -> None:
@@ -30,8 +32,9 @@ def ablate_command(arguments: list[str]) -> None:
         ArmFailed: An arm failed; the others have been trained.
     """
     given = parse(ablate_parser(), arguments[1:])
-    grid = read_grid(given["grid"])
-    courses = {arm.name: course_of(arm) for arm in grid.arms}
+    grids = grids_of(given["grids"], dict(pair(word) for word in given["set"]), given["rehearse"])
+    runs, placed = runs_of(grids)
+    courses = {run: course_of(arm) for run, arm in runs.items()}
     legs = plan_legs(courses)
     cost = budget(legs, speed_of(given["tokens_per_second"], None))
     if given["plan"] and given["json"]:
@@ -39,14 +42,28 @@ def ablate_command(arguments: list[str]) -> None:
         return
     if not given["json"]:
         print(render_legs(legs, cost), flush=True)
-    if not given["plan"]:
-        work(given, grid, courses, legs, cost)
+    if given["plan"]:
+        return
+    slots = places(given["workers"], given["devices"])
+    if given["output"] is None:
+        raise ValueError("--output names no folder: give one for the runs, such as --output lab, or ask for --plan.")
+    from lit_cpt.lab.running import Bench, train_arms, write_arms
+
+    bench = Bench(Path(given["output"]), courses, legs)
+    write_arms(bench, runs)
+    train_arms(bench, slots)
+    told = {name: conclude(grid, bench.root / name if len(grids) > 1 else bench.root,
+                           {arm: bench.run(run) for arm, run in placed[name].items()}, cost, given["json"])
+            for name, grid in grids.items()}
+    if given["json"]:
+        print_json(told if len(grids) > 1 else next(iter(told.values())))
 
 
 def ablate_parser() -> ArgumentParser:
     """What the command takes."""
     parser = command_parser("ablate", ABOUT, *EXAMPLES)
-    parser.add_argument("grid", type=str, metavar="GRID.yaml", help="base, axes, replicates, control: see "
+    parser.add_argument("grids", nargs="+", type=str, metavar="GRID", help="File, or name of a grid that lit_cpt ships "
+                        "(ablations/first_three); arms that several grids have in common are trained once. See "
                         "docs/ablations.md.")
     parser.add_argument("--output", type=str, metavar="DIR", help="Configs, run folders, logs and results go here.")
     parser.add_argument("--plan", action="store_true", help="Only tell what would be trained, and what it costs.")
@@ -54,35 +71,71 @@ def ablate_parser() -> ArgumentParser:
     parser.add_argument("--workers", type=int, default=1, help="Arms to train at once.")
     parser.add_argument("--devices", nargs="+", type=str, default=[], metavar="GPU", help="An arm at once on each of "
                         "these (CUDA_VISIBLE_DEVICES); 0,1 gives it two.")
+    parser.add_argument("--set", nargs="+", type=str, default=[], metavar="NAME=VALUE", help="What stands for {NAME} in "
+                        "the grids, in place of their own variables.")
+    parser.add_argument("--rehearse", type=float, default=1.0, metavar="SHARE", help="Train only this share of each "
+                        "arm's tokens, such as 0.01, to see the grid through before it is paid for.")
     parser.add_argument("--tokens_per_second", type=float, help="Speed of one arm: tells the hours.")
     return parser
 
 
-def work(given: dict[str, Any], grid: Grid, courses: dict[str, Course], legs: Legs, cost: Budget) -> None:
-    """Train the arms and compare them."""
-    slots = places(given["workers"], given["devices"])
-    if given["output"] is None:
-        raise ValueError("--output names no folder: give one for the runs, such as --output lab, or ask for --plan.")
-    from lit_cpt.lab.arms_table import compare_arms, outcome_of, render_arms
-    from lit_cpt.lab.running import Bench, train_arms, write_arms
+def pair(word: str) -> tuple[str, str]:
+    """Name and value of ``NAME=VALUE``.
 
-    bench = Bench(Path(given["output"]), courses, legs)
-    write_arms(bench, grid.arms)
-    train_arms(bench, slots)
-    found = compare_arms([outcome_of(arm, bench.run(arm.name)) for arm in grid.arms], grid.control)
+    Raises:
+        ValueError: It is none.
+    """
+    name, equals, value = word.partition("=")
+    if not (name and equals):
+        raise ValueError(f"--set {word}: write NAME=VALUE, such as worlds=runs/worlds.")
+    return name, value
+
+
+def grids_of(names: list[str], variables: dict[str, str], share: float) -> dict[str, Grid]:
+    """The grids that were asked for, by the stems of their files.
+
+    Raises:
+        ValueError: Two of one name, or a share that is none.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"--rehearse {share:g}: give a share of the arms' tokens, above 0 and at most 1.")
+    grids = {Path(name).stem: read_grid(name, variables) for name in names}
+    if len(grids) < len(names):
+        raise ValueError(f"{', '.join(names)}: two of these grids have one name; call their files differently.")
+    if share < 1:
+        grids = {name: replace(grid, arms=tuple(rehearsed(arm, share, course_of(arm).tokens_per_step)
+                                                for arm in grid.arms)) for name, grid in grids.items()}
+    return grids
+
+
+def conclude(grid: Grid, folder: Path, runs: dict[str, Path], cost: Budget, quiet: bool) -> dict[str, Any]:
+    """Compare the arms of a grid, write what came of it, and return it as plain values.
+
+    Args:
+        grid: Whose arms have been trained.
+        folder: For the results.
+        runs: Arm to its run folder.
+        cost: Of all that was asked for.
+        quiet: Print nothing.
+    """
+    from lit_cpt.lab.arms_table import compare_arms, outcome_of, render_arms
+
+    found = compare_arms([outcome_of(arm, runs[arm.name]) for arm in grid.arms], grid.controls, spelled(grid.control))
     results = {"budget": cost.describe(), **found.describe()}
-    publish_text(bench.root / "results.json", json.dumps(results, indent=1))
-    publish_text(bench.root / "results.txt", render_arms(found) + "\n")
-    page = write_page(bench.root, grid, {arm.name: bench.run(arm.name) for arm in grid.arms})
-    print_json(results) if given["json"] else print(f"\n{render_arms(found)}\n\nreport: {page}")
+    publish_text(folder / "results.json", json.dumps(results, indent=1))
+    publish_text(folder / "results.txt", render_arms(found) + "\n")
+    page = write_page(folder, grid, runs)
+    if not quiet:
+        print(f"\n{render_arms(found)}\n\nreport: {page}")
+    return results
 
 
 def write_page(root: Path, grid: Grid, runs: dict[str, Path]) -> Path:
     """`lit-cpt report` over the arms of the control's first replicate: rates, losses and scores over tokens."""
     from lit_cpt.report import write_report
 
-    control = next(arm for arm in grid.arms if arm.treatment == grid.control)
-    shown = {arm.name: runs[arm.name] for arm in grid.arms if arm.pair == control.pair}
+    control = next(arm for arm in grid.arms if grid.is_control(arm))
+    shown = {arm.name: runs[arm.name] for arm in grid.arms if arm.pair == control.pair and not arm.again}
     notes = ["One replicate: results.txt has the means over all of them, and what they allow to say."]
     return write_report(shown, root / "report.html", f"Arms of {control.pair or 'the grid'}", control.name, notes)
 

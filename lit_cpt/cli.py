@@ -34,6 +34,8 @@ COMMANDS = {
                    "lit_cpt.checkpoint_command:checkpoint_command"),
     "ablate": ("a grid of runs that share their trunks, and one table of what came of it",
                "lit_cpt.ablate_command:ablate_command"),
+    "worlds": ("small worlds with pretrained models, which the ready grids start from",
+               "lit_cpt.worlds_command:worlds_command"),
     "report": ("one page for one run or several", "lit_cpt.commands:report_command"),
 }
 # Of remote, perhaps out of a loader's worker; of restarts; of rollback; of stream; of lab.side_by_side.

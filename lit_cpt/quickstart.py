@@ -15,27 +15,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tabulate import tabulate
 
 from lit_cpt.evaluations import evaluations_in, write_evaluation
 from lit_cpt.events import read_events
 from lit_cpt.intervals import Interval
 from lit_cpt.lab.side_by_side import Job, run_side_by_side
-from lit_cpt.microworld import FAMILIES, Proportions, World, write_corpora, write_model_config
-from lit_cpt.microworld.world import PREREGISTERED
 from lit_cpt.units import format_seconds
+from lit_cpt.worlds import (
+    ENDED,
+    LENGTH,
+    PRETRAINING,
+    SEQUENCES,
+    STEPS,
+    build_world,
+    checkpoint,
+    export_base,
+    fit_arguments,
+    prepare_sources,
+    pretraining_config,
+    run_config,
+    suite_settings,
+)
 
-PRETRAINING = {"web": 0.70, "books": 0.10, "code": 0.03, "multi": 0.17}
 GENERAL = {"web": 0.22, "books": 0.34, "code": 0.12, "multi": 0.32}
 QA = {"web": 0.08, "books": 0.32, "code": 0.10, "multi": 0.22, "qa": 0.28}
-PEAK = 6e-3
-ENDED = PEAK / 10  # pretraining's last rate, and continued pretraining's first
-LENGTH, SEQUENCES = 128, 4
-ASIDE = "transfer"  # the family that is asked and not averaged
 RUNS = ("base", "baseline", "general", "recipe")
-# Share of each source's documents kept for validation; questions have a held-out set of their own.
-VALIDATION = {"web": 0.03, "books": 0.03, "code": 0.03, "multi": 0.03, "qa": 0.0, "qa_held_out": 0.99, "real": 0.03}
 NOTES = [
     "One small world, one base model, one order of the data: the intervals cover the drawing of the probes, not "
     "another world or seed. What is stable over the worlds tried is that new blends beat continuing on the "
@@ -51,7 +56,7 @@ NOTES = [
 class Lengths:
     """Optimizer steps of pretraining and of each continuation."""
 
-    pretraining: int = 3600
+    pretraining: int = STEPS
     continuation: int = 1600
 
 
@@ -81,7 +86,7 @@ def quickstart(out: str = "quickstart", seed: int = 0, short: bool = False, with
     say(3, "pretrain a model of half a million parameters from scratch")
     pretrained = pretraining_blend(with_real_text)
     train(root, "base", pretraining_config(root, pretrained, lengths.pretraining, seed))
-    export_base(root)
+    export_base(root, "base", root / "model")
     say(4, "continue it three ways: on its old blend, on the general blend, and by the recipe (then QA at eta_max/5)")
     ways = {"baseline": [("pretraining", pretrained)], "general": [("general", GENERAL)],
             "recipe": [("general", GENERAL), ("qa", QA)]}
@@ -112,45 +117,9 @@ def say(number: int, what: str) -> None:
     print(f"\n[{number}/5] {what}", flush=True)
 
 
-def build_world(root: Path, seed: int, with_real_text: bool = False, proportions: Proportions = PREREGISTERED
-                ) -> World:
-    """The world: text in ``root/text``, tokenizer and model config in ``root/architecture``, ``root/questions``."""
-    from lit_cpt.microworld.tasks import write_tasks
-    from lit_cpt.microworld.tokenizer import train_tokenizer
-
-    world = World(seed, proportions, with_real_text)
-    leaks = world.contamination()
-    if leaks:
-        raise RuntimeError(f"{len(leaks)} questions stand in the training text, the first {leaks[0]!r}")
-    if not (root / "text").exists():
-        write_corpora(world, root / "text")
-    tokenizer = train_tokenizer(world, root / "architecture")
-    write_model_config(root / "architecture", len(tokenizer))
-    write_tasks(world, root / "questions", tokenizer.eos_token)
-    return world
-
-
-def prepare_sources(root: Path, world: World) -> None:
-    """Each source of the world as a folder of tokens."""
-    from lit_cpt.prepare import prepare
-
-    for name in [*world.documents, "qa_held_out"]:
-        prepare([str(root / "text" / f"{name}.jsonl")], str(root / "architecture"), str(root / "data" / name),
-                validation=VALIDATION[name], workers=1)
-
-
 def pretraining_blend(with_real_text: bool) -> dict[str, float]:
     """The blend of pretraining; real text takes a tenth of the web's part."""
     return {**PRETRAINING, "web": 0.63, "real": 0.07} if with_real_text else PRETRAINING
-
-
-def pretraining_config(root: Path, blend: dict[str, float], steps: int, seed: int) -> dict[str, Any]:
-    """A run from random weights: 2 % warm-up, then a cosine to a tenth of the peak."""
-    decay = {"class_path": "Cosine", "init_args": {"eta_max": PEAK, "eta_min": ENDED}}
-    curve = {"class_path": "Warmup", "init_args": {"curve": decay, "fraction": 0.02}}
-    recipe = {"token_horizon": steps * SEQUENCES * LENGTH, "curve": curve,
-              "phases": [{"name": "pretraining", "blend": {"weights": blend}}]}
-    return run_config(root, recipe, {"architecture": str(root / "architecture")}, seed)
 
 
 def continuation_config(root: Path, blends: list[tuple[str, dict[str, float]]], steps: int,
@@ -163,21 +132,6 @@ def continuation_config(root: Path, blends: list[tuple[str, dict[str, float]]], 
               "curve": {"class_path": "Cosine", "init_args": {"eta_max": ENDED}}}
     model = {"pretrained": str(root / "model"), "optimizer_state": str(checkpoint(root / "runs" / "base"))}
     return run_config(root, recipe, model, seed)
-
-
-def run_config(root: Path, recipe: dict[str, Any], model: dict[str, Any], seed: int) -> dict[str, Any]:
-    """What the three runs share."""
-    sources = {path.name: str(path) for path in sorted((root / "data").iterdir()) if path.is_dir()}
-    asked = {"class_path": "lit_cpt.callbacks.EvalCallback", "init_args": {"suite": suite_settings(root)}}
-    data = {"sources": sources, "sequence_length": LENGTH, "global_batch": SEQUENCES, "micro_batch": SEQUENCES,
-            "workers": 0, "seed": seed, "validation_blocks": 48}
-    return {"seed_everything": seed, "recipe": recipe, "model": model, "data": data,
-            "trainer": {"callbacks+": [asked]}}
-
-
-def suite_settings(root: Path) -> dict[str, Any]:
-    """What every model is asked: at its start, where the blend changes, and at its end."""
-    return {"tasks": [*FAMILIES, ASIDE], "folder": str(root / "questions"), "aside": [ASIDE]}
 
 
 def train(root: Path, name: str, config: dict[str, Any]) -> None:
@@ -197,35 +151,6 @@ def train_side_by_side(root: Path, configs: dict[str, dict[str, Any]]) -> None:
     waiting = {name: arguments for name, config in configs.items() if (arguments := fit_arguments(root, name, config))}
     run_side_by_side({name: Job(root / "runs" / name / "log.txt", partial(list, arguments))
                       for name, arguments in waiting.items()}, [{}] * (os.cpu_count() or 1))
-
-
-def fit_arguments(root: Path, name: str, config: dict[str, Any]) -> list[str]:
-    """The `lit-cpt` arguments that train or resume a run; empty if it is finished."""
-    run = root / "runs" / name
-    if any(event["event"] == "finish" for event in read_events(run)):
-        print(f"{run} is finished already")
-        return []
-    path = root / "configs" / f"{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config, sort_keys=False))
-    arguments = ["fit", "--config", "base", "--config", "hardware/cpu", "--config", str(path), "--run", str(run)]
-    resume = ["--ckpt_path", "last"] if any((run / "checkpoints").glob("*.ckpt")) else []
-    return [*arguments, *resume]
-
-
-def checkpoint(run: Path) -> Path:
-    """A run's last checkpoint."""
-    return run / "checkpoints" / "last.ckpt"
-
-
-def export_base(root: Path) -> None:
-    """The pretrained model as the Hugging Face folder that the continuations start from."""
-    from lit_cpt.export import export_huggingface
-    from lit_cpt.weights import build_model, load_weights
-
-    model = build_model(None, str(root / "architecture"))
-    load_weights(model, checkpoint(root / "runs" / "base"))
-    export_huggingface(model, root / "model", tokenizer=root / "architecture")
 
 
 def complete_evaluations(root: Path, run: str) -> None:

@@ -23,14 +23,14 @@ from lit_cpt.report import load_run
 STEPS, GLOBAL = 20, 4
 EARLY, LATE = 11, 15  # where the rate has fallen to a half and a fifth
 STOPPER = '''
-import os, signal, time
+import multiprocessing, os, signal, time
 from lightning.pytorch import Callback
 
 class StopTheGrid(Callback):
     """Ctrl-C for the command that started this run, once."""
     def on_train_batch_start(self, trainer, *_):
         if trainer.global_step == 5 and not trainer.ckpt_path and not trainer.fit_loop._should_accumulate():
-            os.kill(os.getppid(), signal.SIGINT)
+            os.kill(multiprocessing.parent_process().pid, signal.SIGINT)
             time.sleep(1)
 '''
 

@@ -24,7 +24,7 @@ FLOORS = [
     "microworld harness lab consolidation model_size forecast encoder_decoder mirror sharded_loading export",
     "data module ablation outlook copying",
     "callbacks",
-    "arguments cli commands quickstart training data_check standalone restarts "
+    "arguments cli commands quickstart worlds worlds_command training data_check standalone restarts "
     "ablate_command eval_command eval_data_command checkpoint_command blend_command __main__ __init__ plan_command",
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names.split()}

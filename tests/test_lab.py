@@ -19,7 +19,8 @@ from lit_cpt.blends import Blend
 from lit_cpt.events import append_event, read_events
 from lit_cpt.json_lines import append_line
 from lit_cpt.lab import side_by_side
-from lit_cpt.lab.arms_table import Outcome, compare_arms, outcome_of, over_replicates, render_arms
+from lit_cpt.lab import arms_table
+from lit_cpt.lab.arms_table import Outcome, outcome_of, over_replicates, render_arms
 from lit_cpt.lab.branching import branch
 from lit_cpt.lab.grid import Arm, grid_of, read_grid
 from lit_cpt.lab.side_by_side import ArmFailed, Job, last_line, run_side_by_side
@@ -63,7 +64,7 @@ def test_arms_are_the_product_of_the_axes_named_after_their_values():
         "floor=4.5e-07,blend=new,seed=2", "floor=4.5e-07,blend=new", "seed=2", "")
     assert last.config["recipe"] == {"token_horizon": "1M", "phases": [], "curve": {"init_args": {"eta_min": 4.5e-7}}}
     assert (last.config["seed_everything"], last.config["data"]) == (2, {"seed": 20})
-    assert found.control == "floor=0,blend=old"
+    assert found.control == {"floor": "0", "blend": "old"}
 
 
 def test_a_dotted_key_reaches_into_a_list_and_leaves_the_other_arms_and_the_base_alone():
@@ -96,13 +97,13 @@ def test_the_block_of_an_arm_is_its_base_without_its_seed():
     ({"axes": {"a": {"x": [1, 1]}}}, "axes.a has 1 twice"),
     ({"axes": {"a": {"x": ["/models/m"]}}}, "axes.a: '/models/m' is no name .* give it one"),
     ({"axes": {"a": {"x": 7}}}, "axes.a.x is 7: give a config's name or path"),
-    ({"axes": {"a": {"x": {"recipe.phases.2.name": "z"}}}},
+    ({"axes": {"a": {"x": {"recipe.phases.2.name": "z"}}}, "control": {"a": "x"}},
      "recipe.phases.2.name: the base's recipe.phases has items 0 to 1, not 2"),
-    ({"axes": {"a": {"x": {"model.pretrained.y": 1}}}}, "model.pretrained.y: the base's model.pretrained is 'm', whi"),
-    ({"axes": {"a": {"x": {"model.parts.0": 1}}}}, "model.parts.0: the base's model.parts is None, which has no 0"),
+    ({"axes": {"a": {"x": {"model.pretrained.y": 1}}}, "control": {"a": "x"}}, "model.pretrained.y: the base's model.pretrained is 'm', whi"),
+    ({"axes": {"a": {"x": {"model.parts.0": 1}}}, "control": {"a": "x"}}, "model.parts.0: the base's model.parts is None, which has no 0"),
     ({"replicates": {"horizon": {"data.seed": [1]}}}, "horizon stands in axes and in replicates"),
     ({"control": {"horizon": "2M"}}, "control.horizon is 2M: the axis has 1M, 3M"),
-    ({"control": {"horizons": "1M"}}, "control is .*horizons.*: name a value of each of horizon, such as horizon: 1M"),
+    ({"control": {"horizons": "1M"}}, "control is .*horizons.*: name a value of one or more of horizon, such as horizon: 1M"),
     ({"replicates": {"seed": {"one": {}, "two": {}}}}, "horizon=1M,seed=one and horizon=1M,seed=two are the same run"),
 ])
 def test_a_bad_grid_is_refused_with_its_place(parts, message):
@@ -111,7 +112,7 @@ def test_a_bad_grid_is_refused_with_its_place(parts, message):
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("axis: {}", "'axis' is no part of a grid; its parts are base, axes, replicates, control"),
+    ("axis: {}", "'axis' is no part of a grid; its parts are variables, base, axes, replicates, noise, control"),
     ("base: base", "lacks axes: a grid needs"),
     ("base: {}\naxes: 3\ncontrol: {a: 1}", "lacks base"),
     ("base: {a: {b: 1}}\naxes: 3\ncontrol: {a: 1}", r"grid.yaml: axes is 3")])
@@ -122,7 +123,7 @@ def test_a_file_that_is_no_grid_is_named(tmp_path, text, message):
 
 
 def test_a_grid_that_is_not_there_is_told():
-    with pytest.raises(FileNotFoundError, match=r"nowhere.yaml: there is no such file. Give one with base, axes"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.yaml: there is no such file, and lit_cpt ships"):
         read_grid("nowhere.yaml")
 
 
@@ -218,9 +219,10 @@ def test_an_arm_begins_with_the_records_of_its_trunk_up_to_the_branch(tmp_path):
 @pytest.fixture
 def scripts(monkeypatch, tmp_path):
     """Jobs are Python scripts here: (name, code) makes one."""
-    real = side_by_side.subprocess.Popen
-    monkeypatch.setattr(side_by_side.subprocess, "Popen", lambda command, **rest: real(
-        [sys.executable, "-c", *command[3:]], **rest))
+    (tmp_path / "a_script.py").write_text("import sys\nexec(sys.argv[1])")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(side_by_side, "PROGRAM", "a_script")
+    monkeypatch.setattr(side_by_side, "IMPORTED", [])
     monkeypatch.setattr(side_by_side, "LOOK_SECONDS", 0.02)
     return lambda name, code, **more: Job(tmp_path / f"{name}.txt", lambda: [code], **more)
 
@@ -289,6 +291,10 @@ def evaluation(**hits):
 
 def outcome(treatment, seed, hits, loss=1.0, block=""):
     return Outcome(treatment, f"seed={seed}", block, evaluation(mmlu=hits, code=[1, 0] * 20), {"web": loss})
+
+
+def compare_arms(outcomes, control):
+    return arms_table.compare_arms(outcomes, {one.treatment: control for one in outcomes}, control)
 
 
 BETTER, WORSE = [1] * 30 + [0] * 10, [1] * 10 + [0] * 30

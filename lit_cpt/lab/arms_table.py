@@ -37,6 +37,7 @@ class Outcome:
         block: The replicate but for its seed.
         evaluation: The last one, as its file has it; None if there is none with a score.
         losses: Source to its last validation loss.
+        again: Which repetition it is of an arm whose noise is to be told; such a one is compared with nothing.
     """
 
     treatment: str
@@ -44,6 +45,7 @@ class Outcome:
     block: str
     evaluation: Mapping[str, Any] | None
     losses: Mapping[str, float]
+    again: str = ""
 
     def measure(self, name: str) -> float | None:
         """A score in per cent or a loss; None where the arm has none."""
@@ -68,6 +70,7 @@ class Line:
         over_items: 95 % interval of the difference over the drawing of questions; None for losses, or where the
             arms were not asked the same.
         over_replicates: 95 % interval of the difference over bases, or over the seeds of one; None for fewer than two.
+        is_control: Whether others are compared with it.
     """
 
     measure: str
@@ -78,6 +81,7 @@ class Line:
     difference: float | None = None
     over_items: Interval | None = None
     over_replicates: Interval | None = None
+    is_control: bool = False
 
     @property
     def shown(self) -> bool | None:
@@ -94,7 +98,7 @@ class Comparison:
     """The table of a grid.
 
     Args:
-        control: The treatment that the others are compared with.
+        control: What the others are compared with, as its labels.
         lines: Measure by measure.
         noise: Measure to the standard deviation of one arm over seeds, all else alike; None without two seeds.
         notes: What the table lacks.
@@ -116,17 +120,24 @@ def outcome_of(arm: Arm, folder: Path) -> Outcome:
     run = load_run(folder)
     ended = [one for one in run.scored if one["step"] == run.steps]
     return Outcome(arm.treatment, arm.pair, arm.block, ended[-1] if ended else None,
-                   {source: points[-1][1] for source, points in run.validation.items()})
+                   {source: points[-1][1] for source, points in run.validation.items()}, arm.again)
 
 
-def compare_arms(outcomes: Sequence[Outcome], control: str) -> Comparison:
-    """Compare treatments with the control, measure by measure."""
+def compare_arms(outcomes: Sequence[Outcome], controls: Mapping[str, str], control: str) -> Comparison:
+    """Compare treatments with their controls, measure by measure.
+
+    Args:
+        outcomes: Of all arms.
+        controls: Each treatment to the one that it is compared with, the controls to themselves.
+        control: What the controls have in common, for people.
+    """
     treatments: dict[str, dict[str, Outcome]] = defaultdict(dict)
     for one in outcomes:
-        treatments[one.treatment][one.pair] = one
+        if not one.again:
+            treatments[one.treatment][one.pair] = one
     measures = measures_of(outcomes)
-    lines = [line_of(measure, name, arms, {} if name == control else treatments[control])
-             for measure in measures for name, arms in treatments.items()
+    lines = [replace(line_of(measure, name, arms, {} if own else treatments[controls[name]]), is_control=own)
+             for measure in measures for name, arms in treatments.items() for own in [controls[name] == name]
              if any(arm.measure(measure) is not None for arm in arms.values())]
     return Comparison(control, tuple(lines), {measure: noise(measure, outcomes) for measure in measures},
                       tuple(lacks(outcomes)))
@@ -229,7 +240,7 @@ def render_arms(found: Comparison) -> str:
 
 def cells(line: Line, found: Comparison) -> list[str]:
     """A row of the table."""
-    floor, said, gap = found.noise[line.measure], "control" if line.treatment == found.control else "-", "-"
+    floor, said, gap = found.noise[line.measure], "control" if line.is_control else "-", "-"
     digits = 3 if line.measure.startswith(LOSS) else 1
     mean = f"{line.mean:.{digits}f}" + ("" if line.error is None else f" ± {line.error:.{digits}f}")
     if line.difference is not None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
 from lit_cpt.settings import find_config, lay_over, read_config
+from lit_cpt.units import parse_count
 
-KEYS = ("base", "axes", "replicates", "control")
+KEYS = ("variables", "base", "axes", "replicates", "noise", "control")
 SEED = "seed"  # the replicate axis over which the noise floor is told
+AGAIN = "again"  # the axis of the control's repetitions, which only tell the noise floor
 LABEL = re.compile(r"[A-Za-z0-9_.+-]+")
+NAMED = re.compile(r"\{([A-Za-z_]\w*)\}")
 
 Config = dict[str, Any]
 Labels = dict[str, str]
@@ -28,16 +31,18 @@ class Arm:
         labels: Axis to its value's name: what is compared.
         replicate: The same of the axes that only repeat it: seeds, base models.
         config: Of the run, as plain values.
+        again: Which repetition it is of an arm whose noise is to be told, and no part of a comparison; else empty.
     """
 
     labels: Labels
     replicate: Labels
     config: Config = field(repr=False)
+    again: str = ""
 
     @property
     def name(self) -> str:
         """``switch=0.2,seed=1``: also the name of its folder."""
-        return spelled({**self.labels, **self.replicate})
+        return spelled({**self.labels, **self.replicate, **({AGAIN: self.again} if self.again else {})})
 
     @property
     def treatment(self) -> str:
@@ -57,10 +62,48 @@ class Arm:
 
 @dataclass(frozen=True)
 class Grid:
-    """Arms in the order of the file, and the treatment that the others are compared with."""
+    """Arms in the order of the file, and what they are compared with.
+
+    Args:
+        arms: Those of the axes, then repetitions that tell the noise floor.
+        control: A value of some axes: an arm is compared with the one that has these and is else like it.
+    """
 
     arms: tuple[Arm, ...]
-    control: str
+    control: Labels
+
+    def is_control(self, arm: Arm) -> bool:
+        """Whether others are compared with this arm."""
+        return all(arm.labels[axis] == label for axis, label in self.control.items())
+
+    @property
+    def controls(self) -> dict[str, str]:
+        """Each treatment to the one that it is compared with."""
+        return {arm.treatment: spelled({**arm.labels, **self.control}) for arm in self.arms}
+
+
+def runs_of(grids: Mapping[str, Grid]) -> tuple[dict[str, Arm], dict[str, dict[str, str]]]:
+    """The runs that grids need together, and which of them each arm is.
+
+    Arms whose configs are equal are one run, called after the first; the runs of several grids are called
+    ``GRID/ARM``.
+
+    Args:
+        grids: By name.
+
+    Returns:
+        Run to its arm, and grid to arm to run.
+    """
+    runs: dict[str, Arm] = {}
+    places: dict[str, dict[str, str]] = {}
+    for name, grid in grids.items():
+        places[name] = {}
+        for each in grid.arms:
+            known = next((run for run, arm in runs.items() if arm.config == each.config), None)
+            run = known or (f"{name}/{each.name}" if len(grids) > 1 else each.name)
+            runs.setdefault(run, each)
+            places[name][each.name] = run
+    return runs, places
 
 
 def spelled(labels: Labels) -> str:
@@ -68,32 +111,32 @@ def spelled(labels: Labels) -> str:
     return ",".join(f"{axis}={label}" for axis, label in labels.items())
 
 
-def read_grid(path: str | Path) -> Grid:
+def read_grid(name: str | Path, variables: Mapping[str, str] | None = None) -> Grid:
     """The grid that a file describes.
 
     Args:
-        path: YAML with ``base`` (configs, as for `fit`, or mappings), ``axes``, optionally ``replicates``, and
-            ``control``, the value of each axis that the others are compared with.
+        name: A path, or the name of a grid that lit_cpt ships. YAML with ``base`` (configs, as for `fit`, or mappings),
+            ``axes``, ``control``, the value of axes that the others are compared with, and optionally ``replicates``,
+            ``noise`` and ``variables``.
+        variables: What stands for ``{NAME}``, instead of the file's own.
 
     Raises:
         ValueError: It is no such file; the message tells where.
         FileNotFoundError: It, or a config that it names, is not there.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file. Give one with {', '.join(KEYS)} (docs/ablations.md).")
+    path = find_config(str(name))
     content = read_config(path)
     if unknown := [key for key in content if key not in KEYS]:
         raise ValueError(f"{path}: {unknown[0]!r} is no part of a grid; its parts are {', '.join(KEYS)}.")
     if lacking := [key for key in ("base", "axes", "control") if not content.get(key)]:
         raise ValueError(f"{path} lacks {lacking[0]}: a grid needs base, axes and control (docs/ablations.md).")
     try:
-        return grid_of(content)
+        return grid_of(content, variables)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
 
-def grid_of(content: Mapping[str, Any]) -> Grid:
+def grid_of(content: Mapping[str, Any], variables: Mapping[str, str] | None = None) -> Grid:
     """The grid of a file's content.
 
     Raises:
@@ -103,14 +146,35 @@ def grid_of(content: Mapping[str, Any]) -> Grid:
     given = content["base"]
     for part in given if isinstance(given, list) else [given]:
         lay_over(base, deepcopy(config_of(part, "base")))
+    known = variables_of(content.get("variables") or {}, variables or {})
     axes, replicates = (axes_of(content.get(key) or {}, key) for key in ("axes", "replicates"))
     if twice := axes.keys() & replicates.keys():
         raise ValueError(f"{min(twice)} stands in axes and in replicates: leave it in one of them.")
-    arms = tuple(arm(base, axes, replicates, labels) for labels in product(*({**axes, **replicates}).values()))
+    control = control_of(content["control"], axes)
+    noise = values_of(content["noise"], "noise") if content.get("noise") else {}
+    places = [dict(zip([*axes, *replicates], labels, strict=True)) for labels in product(*axes.values(),
+                                                                                       *replicates.values())]
+    every = {**axes, **replicates, AGAIN: noise}
+    chosen = [place for place in places if all(place[axis] == label for axis, label in control.items())]
+    arms = [arm(base, every, place, known, axes) for place in
+            [*places, *({**place, AGAIN: again} for again in noise for place in chosen)]]
     for one, other in combinations(arms, 2):
         if one.config == other.config:
             raise ValueError(f"{one.name} and {other.name} are the same run: take one out, or let them differ.")
-    return Grid(arms, spelled(control_of(content["control"], axes)))
+    return Grid(tuple(arms), control)
+
+
+def variables_of(own: Any, given: Mapping[str, str]) -> dict[str, str]:
+    """The file's variables, those that are given in place of them.
+
+    Raises:
+        ValueError: They are no names with values, or one is given that the file lacks.
+    """
+    if not isinstance(own, dict):
+        raise ValueError(f"variables is {own!r}: write NAME: VALUE for each.")
+    if unknown := sorted(given.keys() - own.keys()):
+        raise ValueError(f"it has no variable {unknown[0]!r}; its variables are {', '.join(own) or 'none'}.")
+    return {str(name): str(value) for name, value in {**own, **given}.items()}
 
 
 def axes_of(given: Any, part: str) -> dict[str, dict[str, Config]]:
@@ -171,15 +235,40 @@ def config_of(given: Any, where: str) -> Config:
     return given
 
 
-def arm(base: Config, axes: Mapping[str, Mapping[str, Config]], replicates: Mapping[str, Mapping[str, Config]],
-        labels: tuple[str, ...]) -> Arm:
-    """The arm at one place of the grid: later axes over earlier ones, all over the base."""
-    config, every = deepcopy(base), {**axes, **replicates}
-    for values, label in zip(every.values(), labels, strict=True):
-        for key, value in deepcopy(dict(values[label])).items():
+def arm(base: Config, axes: Mapping[str, Mapping[str, Config]], place: Labels, variables: Mapping[str, str],
+        compared: Iterable[str]) -> Arm:
+    """The arm at one place of the grid: later axes over earlier ones, all over the base.
+
+    ``{NAME}`` in its texts stands for a variable, or for the arm's value of an axis.
+    """
+    config = deepcopy(base)
+    for axis, label in place.items():
+        for key, value in deepcopy(dict(axes[axis][label])).items():
             reach(config, key.split("."), value) if "." in key else lay_over(config, {key: value})
-    placed = dict(zip(every, labels, strict=True))
-    return Arm({axis: placed[axis] for axis in axes}, {axis: placed[axis] for axis in replicates}, config)
+    labels = {axis: place[axis] for axis in compared}
+    replicate = {axis: label for axis, label in place.items() if axis not in (*labels, AGAIN)}
+    return Arm(labels, replicate, filled(config, {**variables, **place}), place.get(AGAIN, ""))
+
+
+def rehearsed(arm: Arm, share: float, tokens_per_step: int) -> Arm:
+    """``arm`` with so small a share of its token horizon, in whole steps, at least 10."""
+    config = deepcopy(arm.config)
+    steps = round(share * parse_count(config["recipe"]["token_horizon"], "token_horizon") / tokens_per_step)
+    config["recipe"]["token_horizon"] = max(10, steps) * tokens_per_step
+    return replace(arm, config=config)
+
+
+def filled(value: Any, names: Mapping[str, str]) -> Any:
+    """``value`` with each ``{NAME}`` of ``names`` in its texts replaced.
+
+    >>> filled({"model": ["worlds/{world}/model", "{other}"]}, {"world": "3"})
+    {'model': ['worlds/3/model', '{other}']}
+    """
+    if isinstance(value, dict):
+        return {key: filled(member, names) for key, member in value.items()}
+    if isinstance(value, list):
+        return [filled(member, names) for member in value]
+    return NAMED.sub(lambda found: names.get(found[1], found[0]), value) if isinstance(value, str) else value
 
 
 def reach(config: Config, path: list[str], value: Any) -> None:
@@ -205,15 +294,15 @@ def reach(config: Config, path: list[str], value: Any) -> None:
 
 
 def control_of(given: Any, axes: Mapping[str, Mapping[str, Config]]) -> Labels:
-    """The control's label on each axis.
+    """The control's label on each axis that it names; arms are compared at equal values of the others.
 
     Raises:
         ValueError: It names none of the grid's.
     """
-    if not isinstance(given, dict) or {str(axis) for axis in given} != set(axes):
-        raise ValueError(f"control is {given!r}: name a value of each of {', '.join(axes)}, such as "
+    if not isinstance(given, dict) or not {str(axis) for axis in given} <= set(axes):
+        raise ValueError(f"control is {given!r}: name a value of one or more of {', '.join(axes)}, such as "
                          f"{next(iter(axes))}: {next(iter(next(iter(axes.values()))))}.")
-    chosen = {axis: str(given[axis]) for axis in axes}
+    chosen = {str(axis): str(label) for axis, label in given.items()}
     for axis, label in chosen.items():
         if label not in axes[axis]:
             raise ValueError(f"control.{axis} is {label}: the axis has {', '.join(axes[axis])}.")

@@ -17,6 +17,7 @@ from lit_cpt.lab.branching import branch
 from lit_cpt.lab.grid import Arm
 from lit_cpt.lab.side_by_side import Environment, Job, run_side_by_side
 from lit_cpt.lab.trunk import Course, Legs, branch_points, changed_fields
+from lit_cpt.publishing import publish_text
 
 log = logging.getLogger(__name__)
 
@@ -44,21 +45,19 @@ class Bench:
         return self.root / "arms" / f"{arm}.yaml"
 
 
-def write_arms(bench: Bench, arms: Sequence[Arm]) -> None:
+def write_arms(bench: Bench, arms: Mapping[str, Arm]) -> None:
     """Write each arm's config.
 
     Raises:
         FileExistsError: The folder holds an arm of this name with another config.
     """
-    for arm in arms:
-        path = bench.config(arm.name)
+    for name, arm in arms.items():
+        path = bench.config(name)
         if path.exists() and yaml.safe_load(path.read_text(encoding="utf-8")) != arm.config:
-            raise FileExistsError(f"{path} is the config of another run than this grid's {arm.name}: name another "
+            raise FileExistsError(f"{path} is the config of another run than this grid's {name}: name another "
                                   "--output, or restore the grid.")
-    for arm in arms:
-        path = bench.config(arm.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(arm.config, sort_keys=False), encoding="utf-8")
+    for name, arm in arms.items():
+        publish_text(bench.config(name), yaml.safe_dump(arm.config, sort_keys=False))
 
 
 def train_arms(bench: Bench, slots: Sequence[Environment]) -> None:

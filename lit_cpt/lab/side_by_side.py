@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import runpy
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
 
+PROGRAM = "lit_cpt"
 LOOK_SECONDS = 0.2
 SAY_SECONDS = 20.0
+# What takes seconds to import, and most arms need. The processes are forked from one that has done it.
+IMPORTED = ["lit_cpt.training", "lit_cpt.callbacks", "lit_cpt.harness.evaluation", "lm_eval.tasks", "lm_eval.models",
+            "transformers.models.llama.modeling_llama"]
 
 Environment = Mapping[str, str]
 
@@ -52,7 +58,7 @@ def run_side_by_side(jobs: Mapping[str, Job], slots: Sequence[Environment]) -> N
         ArmFailed: A job failed; its log is named, and what could not be started without it.
     """
     waiting, failed, free = dict(jobs), [], list(slots)
-    running: dict[str, tuple[subprocess.Popen[bytes], Environment]] = {}
+    running: dict[str, tuple[BaseProcess, Environment]] = {}
     said = time.monotonic()
     with sigterm_as_ctrl_c():
         try:
@@ -63,11 +69,11 @@ def run_side_by_side(jobs: Mapping[str, Job], slots: Sequence[Environment]) -> N
                 if not running:
                     break
                 time.sleep(LOOK_SECONDS)
-                for name in [name for name, (process, _) in running.items() if process.poll() is not None]:
+                for name in [name for name, (process, _) in running.items() if process.exitcode is not None]:
                     process, slot = running.pop(name)
                     free.append(slot)
-                    failed += [name] * bool(process.returncode)
-                    log.info("%s: %s", name, "failed" if process.returncode else "done")
+                    failed += [name] * bool(process.exitcode)
+                    log.info("%s: %s", name, "failed" if process.exitcode else "done")
                 if time.monotonic() - said > SAY_SECONDS:
                     said = time.monotonic()
                     for name in running:
@@ -76,7 +82,7 @@ def run_side_by_side(jobs: Mapping[str, Job], slots: Sequence[Environment]) -> N
             for process, _ in running.values():  # each saves and ends; a second SIGINT after Ctrl-C's own would not
                 process.terminate()
             for process, _ in running.values():
-                process.wait()
+                process.join()
     if failed or waiting:
         told = [f"the run {name} failed; see {jobs[name].log}" for name in failed]
         raise ArmFailed("; ".join([*told, *(f"{name} waits for what is not there" for name in waiting)])
@@ -97,13 +103,32 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def start(job: Job, slot: Environment) -> subprocess.Popen[bytes]:
+def start(job: Job, slot: Environment) -> BaseProcess:
     """`lit-cpt` in a process of its own; one thread, unless the environment says otherwise."""
+    ways = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
+    context.set_forkserver_preload(IMPORTED)
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    arguments, environment = job.arguments(), {"OMP_NUM_THREADS": "1", **os.environ, **slot}
-    with job.log.open("ab") as file:
-        return subprocess.Popen([sys.executable, "-m", "lit_cpt", *arguments], stdout=file, stderr=file,
-                                stdin=subprocess.DEVNULL, env=environment)
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, **slot}
+    process: BaseProcess = context.Process(target=enter, args=([PROGRAM, *job.arguments()], str(job.log), environment,
+                                                               os.getcwd()))
+    process.start()
+    return process
+
+
+def enter(command: list[str], log_file: str, environment: Environment, folder: str) -> None:
+    """Be a command, in a process that was forked for it, and end with its status."""
+    import torch
+
+    with open(log_file, "ab") as file:  # noqa: PTH123  # a descriptor is all that is wanted
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # the variable was read when torch was imported
+    sys.argv = command
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)  # Lightning starts an arm's other ranks by this name
 
 
 def last_line(log_file: Path) -> str:

@@ -6,13 +6,15 @@ writes the probes as tasks for lm-eval; import those from their files.
 
 from __future__ import annotations
 
-from lit_cpt.microworld.files import write_corpora, write_model_config
+from lit_cpt.microworld.files import SHAPES, write_corpora, write_model_config
 from lit_cpt.microworld.probes import FAMILIES, ChoiceProbe, CodeProbe, NumberProbe, Probe
-from lit_cpt.microworld.proportions import Proportions
+from lit_cpt.microworld.proportions import LABORATORY, Proportions
 from lit_cpt.microworld.world import World
 
 __all__ = [
     "FAMILIES",
+    "LABORATORY",
+    "SHAPES",
     "ChoiceProbe",
     "CodeProbe",
     "NumberProbe",

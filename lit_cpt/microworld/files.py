@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from lit_cpt.microworld.world import World
 
@@ -25,6 +26,22 @@ MODEL_CONFIG = {
     "initializer_range": 0.02,
     "bos_token_id": 0,
     "eos_token_id": 0,
+}
+
+# Shapes of about the same cost or of another size; what they leave out is as in MODEL_CONFIG.
+SHAPES: dict[str, dict[str, Any]] = {
+    "dense": {},  # 0.48 million parameters at 1536 tokens
+    "small": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+              "intermediate_size": 176},
+    "large": {"hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
+              "intermediate_size": 352},
+    # Four experts, of which a token is sent to two: as many active parameters as the dense one has.
+    "moe": {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "intermediate_size": 128,
+            "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "encoder_decoder": {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "d_model": 96, "d_kv": 32,
+                        "d_ff": 256, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 3,
+                        "feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "decoder_start_token_id": 0,
+                        "pad_token_id": 0},
 }
 
 
@@ -67,12 +84,13 @@ def write_jsonl(path: Path, documents: Iterable[str]) -> Path:
     return path
 
 
-def write_model_config(directory: str | Path, vocab_size: int) -> Path:
-    """Write the ``config.json`` of a Llama of 0.48 million parameters (at 1536 tokens).
+def write_model_config(directory: str | Path, vocab_size: int, shape: str = "dense") -> Path:
+    """Write the ``config.json`` of a small model.
 
     Args:
         directory: Made if missing. `transformers.AutoConfig.from_pretrained` reads it.
         vocab_size: Tokens of the tokenizer.
+        shape: One of `SHAPES`; dense is a Llama of 0.48 million parameters.
 
     Returns:
         The path of ``config.json``.
@@ -85,5 +103,5 @@ def write_model_config(directory: str | Path, vocab_size: int) -> Path:
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
-    path.write_text(json.dumps({**MODEL_CONFIG, "vocab_size": vocab_size}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({**MODEL_CONFIG, **SHAPES[shape], "vocab_size": vocab_size}, indent=2) + "\n", encoding="utf-8")
     return path
