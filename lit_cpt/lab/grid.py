@@ -150,18 +150,31 @@ def grid_of(content: Mapping[str, Any], variables: Mapping[str, str] | None = No
     axes, replicates = (axes_of(content.get(key) or {}, key) for key in ("axes", "replicates"))
     if twice := axes.keys() & replicates.keys():
         raise ValueError(f"{min(twice)} stands in axes and in replicates: leave it in one of them.")
-    control = control_of(content["control"], axes)
-    noise = values_of(content["noise"], "noise") if content.get("noise") else {}
+    control = control_of(content["control"], axes, "control")
+    again, repeated = noise_of(content.get("noise"), axes, control)
     places = [dict(zip([*axes, *replicates], labels, strict=True)) for labels in product(*axes.values(),
                                                                                        *replicates.values())]
-    every = {**axes, **replicates, AGAIN: noise}
-    chosen = [place for place in places if all(place[axis] == label for axis, label in control.items())]
-    arms = [arm(base, every, place, known, axes) for place in
-            [*places, *({**place, AGAIN: again} for again in noise for place in chosen)]]
+    places += [{**place, AGAIN: label} for label in again for place in places if repeated.items() <= place.items()]
+    arms = [arm(base, {**axes, **replicates, AGAIN: again}, place, known, axes) for place in places]
     for one, other in combinations(arms, 2):
         if one.config == other.config:
             raise ValueError(f"{one.name} and {other.name} are the same run: take one out, or let them differ.")
     return Grid(tuple(arms), control)
+
+
+def noise_of(given: Any, axes: Mapping[str, Mapping[str, Config]], control: Labels
+             ) -> tuple[dict[str, Config], Labels]:
+    """What is changed to repeat an arm, and the labels of the arms that are repeated: those of the control, if not told.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not given:
+        return {}, {}
+    if not isinstance(given, dict) or not given.keys() <= {"of", AGAIN} or AGAIN not in given:
+        raise ValueError(f"noise is {given!r}: write {AGAIN}: {{data.seed: [1, 2]}}, and of: {{AXIS: VALUE}} for "
+                         "another arm than the control.")
+    return values_of(given[AGAIN], f"noise.{AGAIN}"), control_of(given["of"], axes, "noise.of") if "of" in given else control
 
 
 def variables_of(own: Any, given: Mapping[str, str]) -> dict[str, str]:
@@ -293,17 +306,17 @@ def reach(config: Config, path: list[str], value: Any) -> None:
             inside = inside[key] if isinstance(inside, list) else inside.setdefault(name, {})
 
 
-def control_of(given: Any, axes: Mapping[str, Mapping[str, Config]]) -> Labels:
-    """The control's label on each axis that it names; arms are compared at equal values of the others.
+def control_of(given: Any, axes: Mapping[str, Mapping[str, Config]], part: str) -> Labels:
+    """The label on each axis that the control, or another ``part``, names.
 
     Raises:
         ValueError: It names none of the grid's.
     """
     if not isinstance(given, dict) or not {str(axis) for axis in given} <= set(axes):
-        raise ValueError(f"control is {given!r}: name a value of one or more of {', '.join(axes)}, such as "
+        raise ValueError(f"{part} is {given!r}: name a value of one or more of {', '.join(axes)}, such as "
                          f"{next(iter(axes))}: {next(iter(next(iter(axes.values()))))}.")
     chosen = {str(axis): str(label) for axis, label in given.items()}
     for axis, label in chosen.items():
         if label not in axes[axis]:
-            raise ValueError(f"control.{axis} is {label}: the axis has {', '.join(axes[axis])}.")
+            raise ValueError(f"{part}.{axis} is {label}: the axis has {', '.join(axes[axis])}.")
     return chosen
