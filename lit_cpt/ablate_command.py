@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from lit_cpt.arguments import command_parser, parse
 from lit_cpt.cli import print_json
-from lit_cpt.lab.grid import Arm, Grid, read_grid, rehearsed, runs_of, spelled
-from lit_cpt.lab.trunk import Budget, Course, budget, plan_legs, render_legs
+from lit_cpt.lab.grid import Arm, Grid, read_grid, rehearsed, runs_of
+from lit_cpt.lab.trunk import Course, budget, plan_legs, render_legs
 from lit_cpt.plan_command import plan_parser, planned_part, speed_of
-from lit_cpt.publishing import publish_text
 from lit_cpt.recipe import Batch
 
 OWN = ("run", "mirror", "ckpt_path")
@@ -47,16 +45,26 @@ def ablate_command(arguments: list[str]) -> None:
     slots = places(given["workers"], given["devices"])
     if given["output"] is None:
         raise ValueError("--output names no folder: give one for the runs, such as --output lab, or ask for --plan.")
+    from lit_cpt.lab.claims import read_claims
+    from lit_cpt.lab.conclusion import conclude, judge_claims
     from lit_cpt.lab.running import Bench, train_arms, write_arms
 
+    if given["claims"]:
+        read_claims(given["claims"])  # what is wrong there is told before hours of training
     bench = Bench(Path(given["output"]), courses, legs)
     write_arms(bench, runs)
     train_arms(bench, slots)
-    told = {name: conclude(grid, bench.root / name if len(grids) > 1 else bench.root,
-                           {arm: bench.run(run) for arm, run in placed[name].items()}, cost, given["json"])
+    folders = {name: {arm: bench.run(run) for arm, run in placed[name].items()} for name in grids}
+    told = {name: conclude(grid, bench.root / name if len(grids) > 1 else bench.root, folders[name], cost)
             for name, grid in grids.items()}
+    texts = [text for _, text in told.values()]
+    if given["claims"]:
+        texts.append(judge_claims(given["claims"], grids, folders, bench.root))
     if given["json"]:
-        print_json(told if len(grids) > 1 else next(iter(told.values())))
+        print_json({name: results for name, (results, _) in told.items()} if len(grids) > 1 else
+                   next(iter(told.values()))[0])
+    else:
+        print("\n\n".join(texts))
 
 
 def ablate_parser() -> ArgumentParser:
@@ -71,8 +79,10 @@ def ablate_parser() -> ArgumentParser:
     parser.add_argument("--workers", type=int, default=1, help="Arms to train at once.")
     parser.add_argument("--devices", nargs="+", type=str, default=[], metavar="GPU", help="An arm at once on each of "
                         "these (CUDA_VISIBLE_DEVICES); 0,1 gives it two.")
-    parser.add_argument("--set", nargs="+", type=str, default=[], metavar="NAME=VALUE", help="What stands for {NAME} in "
-                        "the grids, in place of their own variables.")
+    parser.add_argument("--set", nargs="+", type=str, default=[], metavar="NAME=VALUE", help="What stands for {NAME} "
+                        "in the grids, in place of their own variables.")
+    parser.add_argument("--claims", type=str, metavar="FILE", help="Claims that were written down beforehand, and that "
+                        "the grids decide (docs/preregistration.md is one).")
     parser.add_argument("--rehearse", type=float, default=1.0, metavar="SHARE", help="Train only this share of each "
                         "arm's tokens, such as 0.01, to see the grid through before it is paid for.")
     parser.add_argument("--tokens_per_second", type=float, help="Speed of one arm: tells the hours.")
@@ -106,38 +116,6 @@ def grids_of(names: list[str], variables: dict[str, str], share: float) -> dict[
         grids = {name: replace(grid, arms=tuple(rehearsed(arm, share, course_of(arm).tokens_per_step)
                                                 for arm in grid.arms)) for name, grid in grids.items()}
     return grids
-
-
-def conclude(grid: Grid, folder: Path, runs: dict[str, Path], cost: Budget, quiet: bool) -> dict[str, Any]:
-    """Compare the arms of a grid, write what came of it, and return it as plain values.
-
-    Args:
-        grid: Whose arms have been trained.
-        folder: For the results.
-        runs: Arm to its run folder.
-        cost: Of all that was asked for.
-        quiet: Print nothing.
-    """
-    from lit_cpt.lab.arms_table import compare_arms, outcome_of, render_arms
-
-    found = compare_arms([outcome_of(arm, runs[arm.name]) for arm in grid.arms], grid.controls, spelled(grid.control))
-    results = {"budget": cost.describe(), **found.describe()}
-    publish_text(folder / "results.json", json.dumps(results, indent=1))
-    publish_text(folder / "results.txt", render_arms(found) + "\n")
-    page = write_page(folder, grid, runs)
-    if not quiet:
-        print(f"\n{render_arms(found)}\n\nreport: {page}")
-    return results
-
-
-def write_page(root: Path, grid: Grid, runs: dict[str, Path]) -> Path:
-    """`lit-cpt report` over the arms of the control's first replicate: rates, losses and scores over tokens."""
-    from lit_cpt.report import write_report
-
-    control = next(arm for arm in grid.arms if grid.is_control(arm))
-    shown = {arm.name: runs[arm.name] for arm in grid.arms if arm.pair == control.pair and not arm.again}
-    notes = ["One replicate: results.txt has the means over all of them, and what they allow to say."]
-    return write_report(shown, root / "report.html", f"Arms of {control.pair or 'the grid'}", control.name, notes)
 
 
 def places(workers: int, devices: list[str]) -> list[dict[str, str]]:

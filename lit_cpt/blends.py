@@ -267,15 +267,23 @@ class BlendHistory:
         return {"seed": self.seed, "sources": list(self.sources),
                 "legs": [{"start": leg.start, "weights": list(leg.weights)} for leg in self.legs]}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any], position: int = RING) -> None:
         """Take over the legs of a saved history; a source it did not know has rested until now.
+
+        Args:
+            state: What `state` returned.
+            position: Samples handed out: a leg that begins later and draws on a source that is not here was a plan, and
+                is given up.
 
         Raises:
             ValueError: It drew on a source that is not here.
         """
         legs = [(leg["start"], dict(zip(state["sources"], leg["weights"], strict=True))) for leg in state["legs"]]
+        here = set(self.sources)
+        legs = [(start, weights) for start, weights in legs
+                if start <= position or here.issuperset(name for name, weight in weights.items() if weight)]
         drawn = {name for _, weights in legs for name, weight in weights.items() if weight}
-        if gone := sorted(drawn - set(self.sources)):
+        if gone := sorted(drawn - here):
             raise ValueError(f"the saved stream draws on source {gone[0]!r}, which is not among this one's sources "
                              f"({', '.join(map(repr, self.sources))}): add it, or start a new run.")
         self.legs = [Leg(start, tuple(weights.get(name, 0.0) for name in self.sources)) for start, weights in legs]

@@ -281,6 +281,15 @@ def test_a_history_goes_on_with_more_sources_but_not_without_one_it_drew_on():
         BlendHistory(("a", "b"), {"a": 1.0}, 7).restore(state)
 
 
+def test_a_leg_that_was_only_planned_is_given_up_with_its_source():
+    state = history_of([1.0, 0.0, 0.0, 0.0], [(30, [0.5, 0.5, 0.0, 0.0]), (60, [0.0, 0.0, 1.0, 0.0])]).state()
+    narrower = BlendHistory(("a", "b"), {"b": 1.0}, 7)
+    narrower.restore(state, position=89)
+    assert [leg.start for leg in narrower.legs] == [0, 30]
+    with pytest.raises(ValueError, match="draws on source 'c'"):
+        narrower.restore(state, position=90)
+
+
 def test_what_is_ahead_begins_after_a_position():
     history = BlendHistory(("a", "b"), {"a": 1.0}, 7)
     history.plan(0, [(20, {"b": 1.0}), (40, {"a": 0.5, "b": 0.5})])

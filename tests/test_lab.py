@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import sys
 from itertools import combinations
 
 import pytest
@@ -18,8 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from lit_cpt.blends import Blend
 from lit_cpt.events import append_event, read_events
 from lit_cpt.json_lines import append_line
-from lit_cpt.lab import side_by_side
-from lit_cpt.lab import arms_table
+from lit_cpt.lab import arms_table, side_by_side
 from lit_cpt.lab.arms_table import Outcome, outcome_of, over_replicates, render_arms
 from lit_cpt.lab.branching import branch
 from lit_cpt.lab.grid import Arm, grid_of, read_grid
@@ -99,11 +97,13 @@ def test_the_block_of_an_arm_is_its_base_without_its_seed():
     ({"axes": {"a": {"x": 7}}}, "axes.a.x is 7: give a config's name or path"),
     ({"axes": {"a": {"x": {"recipe.phases.2.name": "z"}}}, "control": {"a": "x"}},
      "recipe.phases.2.name: the base's recipe.phases has items 0 to 1, not 2"),
-    ({"axes": {"a": {"x": {"model.pretrained.y": 1}}}, "control": {"a": "x"}}, "model.pretrained.y: the base's model.pretrained is 'm', whi"),
-    ({"axes": {"a": {"x": {"model.parts.0": 1}}}, "control": {"a": "x"}}, "model.parts.0: the base's model.parts is None, which has no 0"),
+    ({"axes": {"a": {"x": {"model.pretrained.y": 1}}}, "control": {"a": "x"}},
+     "model.pretrained.y: the base's model.pretrained is 'm', whi"),
+    ({"axes": {"a": {"x": {"model.parts.0": 1}}}, "control": {"a": "x"}},
+     "model.parts.0: the base's model.parts is None, which has no 0"),
     ({"replicates": {"horizon": {"data.seed": [1]}}}, "horizon stands in axes and in replicates"),
     ({"control": {"horizon": "2M"}}, "control.horizon is 2M: the axis has 1M, 3M"),
-    ({"control": {"horizons": "1M"}}, "control is .*horizons.*: name a value of one or more of horizon, such as horizon: 1M"),
+    ({"control": {"horizons": "1M"}}, "control is .*horizons.*: name a value of one or more of horizon, such as hor"),
     ({"replicates": {"seed": {"one": {}, "two": {}}}}, "horizon=1M,seed=one and horizon=1M,seed=two are the same run"),
 ])
 def test_a_bad_grid_is_refused_with_its_place(parts, message):

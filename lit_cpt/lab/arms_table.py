@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev, variance
 from typing import Any
@@ -38,6 +38,7 @@ class Outcome:
         evaluation: The last one, as its file has it; None if there is none with a score.
         losses: Source to its last validation loss.
         again: Which repetition it is of an arm whose noise is to be told; such a one is compared with nothing.
+        first_losses: Source to its validation loss before the first step.
     """
 
     treatment: str
@@ -46,6 +47,7 @@ class Outcome:
     evaluation: Mapping[str, Any] | None
     losses: Mapping[str, float]
     again: str = ""
+    first_losses: Mapping[str, float] = field(default_factory=dict)
 
     def measure(self, name: str) -> float | None:
         """A score in per cent or a loss; None where the arm has none."""
@@ -120,7 +122,8 @@ def outcome_of(arm: Arm, folder: Path) -> Outcome:
     run = load_run(folder)
     ended = [one for one in run.scored if one["step"] == run.steps]
     return Outcome(arm.treatment, arm.pair, arm.block, ended[-1] if ended else None,
-                   {source: points[-1][1] for source, points in run.validation.items()}, arm.again)
+                   {source: points[-1][1] for source, points in run.validation.items()}, arm.again,
+                   {source: points[0][1] for source, points in run.validation.items() if points[0][0] == 0})
 
 
 def compare_arms(outcomes: Sequence[Outcome], controls: Mapping[str, str], control: str) -> Comparison:

@@ -162,9 +162,9 @@ def grid_of(content: Mapping[str, Any], variables: Mapping[str, str] | None = No
     return Grid(tuple(arms), control)
 
 
-def noise_of(given: Any, axes: Mapping[str, Mapping[str, Config]], control: Labels
-             ) -> tuple[dict[str, Config], Labels]:
-    """What is changed to repeat an arm, and the labels of the arms that are repeated: those of the control, if not told.
+def noise_of(given: Any, axes: Mapping[str, Mapping[str, Config]],
+             control: Labels) -> tuple[dict[str, Config], Labels]:
+    """What is changed to repeat an arm, and the labels of the arms that are repeated (the control's, if not told).
 
     Raises:
         ValueError: It is something else.
@@ -174,7 +174,8 @@ def noise_of(given: Any, axes: Mapping[str, Mapping[str, Config]], control: Labe
     if not isinstance(given, dict) or not given.keys() <= {"of", AGAIN} or AGAIN not in given:
         raise ValueError(f"noise is {given!r}: write {AGAIN}: {{data.seed: [1, 2]}}, and of: {{AXIS: VALUE}} for "
                          "another arm than the control.")
-    return values_of(given[AGAIN], f"noise.{AGAIN}"), control_of(given["of"], axes, "noise.of") if "of" in given else control
+    repeated = control_of(given["of"], axes, "noise.of") if "of" in given else control
+    return values_of(given[AGAIN], f"noise.{AGAIN}"), repeated
 
 
 def variables_of(own: Any, given: Mapping[str, str]) -> dict[str, str]:

@@ -120,7 +120,7 @@ def enter(command: list[str], log_file: str, environment: Environment, folder: s
     """Be a command, in a process that was forked for it, and end with its status."""
     import torch
 
-    with open(log_file, "ab") as file:  # noqa: PTH123  # a descriptor is all that is wanted
+    with open(log_file, "ab") as file:  # a descriptor is all that is wanted
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)
     os.chdir(folder)
@@ -128,7 +128,8 @@ def enter(command: list[str], log_file: str, environment: Environment, folder: s
     os.environ.update(environment)
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))  # the variable was read when torch was imported
     sys.argv = command
-    runpy.run_module(command[0], run_name="__main__", alter_sys=True)  # Lightning starts an arm's other ranks by this name
+    # By the name of this module Lightning starts the other ranks of an arm that has several devices.
+    runpy.run_module(command[0], run_name="__main__", alter_sys=True)
 
 
 def last_line(log_file: Path) -> str:

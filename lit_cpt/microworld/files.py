@@ -38,10 +38,10 @@ SHAPES: dict[str, dict[str, Any]] = {
     # Four experts, of which a token is sent to two: as many active parameters as the dense one has.
     "moe": {"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "intermediate_size": 128,
             "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
-    "encoder_decoder": {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "d_model": 96, "d_kv": 32,
-                        "d_ff": 256, "num_layers": 2, "num_decoder_layers": 2, "num_heads": 3,
-                        "feed_forward_proj": "gated-gelu", "dropout_rate": 0.0, "decoder_start_token_id": 0,
-                        "pad_token_id": 0},
+    "encoder_decoder": {
+        "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "d_model": 96, "d_kv": 32, "d_ff": 256,
+        "num_layers": 2, "num_decoder_layers": 2, "num_heads": 3, "feed_forward_proj": "gated-gelu",
+        "dropout_rate": 0.0, "decoder_start_token_id": 0, "pad_token_id": 0},
 }
 
 
@@ -103,5 +103,6 @@ def write_model_config(directory: str | Path, vocab_size: int, shape: str = "den
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"
-    path.write_text(json.dumps({**MODEL_CONFIG, **SHAPES[shape], "vocab_size": vocab_size}, indent=2) + "\n", encoding="utf-8")
+    config = {**MODEL_CONFIG, **SHAPES[shape], "vocab_size": vocab_size}
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     return path

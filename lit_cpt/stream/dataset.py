@@ -219,7 +219,7 @@ class BlendedStreamingDataset(CombinedStreamingDataset):
             if was != now and field not in self.may_change:
                 raise ValueError(f"the saved stream has {field.removeprefix('data.')} {was}, this one {now}; the order "
                                  f"of samples depends on it. Resume with the same, or start a new run.")
-        self.history.restore(saved)
+        self.history.restore(saved, saved["position"])
         asked, self.passed = self.passed, [(first, stop) for first, stop in saved.get("passed", ())]
         self.position = saved["position"]
         self.pass_over(*asked)
