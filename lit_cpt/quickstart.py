@@ -1,7 +1,8 @@
-"""The whole idea in minutes: a small world, a model pretrained in it, then continued two ways and compared.
+"""The whole idea in minutes: a small world, a model pretrained in it, then continued three ways and compared.
 
 Everything runs through what users run: ``prepare``, ``fit`` with YAML configs, checkpoints, an exported model
-folder, ``report``. The world, its proportions and its schedule were fixed before any comparison was seen.
+folder, a grid as of ``ablate``, ``report``. The world, its proportions and its schedule were fixed before any
+comparison was seen.
 """
 
 from __future__ import annotations
@@ -9,18 +10,18 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from lit_cpt.evaluations import evaluations_in, write_evaluation
-from lit_cpt.events import read_events
-from lit_cpt.intervals import Interval
-from lit_cpt.lab.side_by_side import Job, run_side_by_side
+from lit_cpt.ablate_command import course_of
+from lit_cpt.lab.arms_table import LOSS, Line, compare_arms, outcome_of
+from lit_cpt.lab.grid import Arm, Grid, grid_of, spelled
+from lit_cpt.lab.running import Bench, train_arms, write_arms
+from lit_cpt.lab.trunk import plan_legs
 from lit_cpt.units import format_seconds
 from lit_cpt.worlds import (
     ENDED,
@@ -35,12 +36,12 @@ from lit_cpt.worlds import (
     prepare_sources,
     pretraining_config,
     run_config,
-    suite_settings,
 )
 
 GENERAL = {"web": 0.22, "books": 0.34, "code": 0.12, "multi": 0.32}
 QA = {"web": 0.08, "books": 0.32, "code": 0.10, "multi": 0.22, "qa": 0.28}
 RUNS = ("base", "baseline", "general", "recipe")
+LEADS = ("general", "recipe")  # what is compared with the baseline
 NOTES = [
     "One small world, one base model, one order of the data: the intervals cover the drawing of the probes, not "
     "another world or seed. What is stable over the worlds tried is that new blends beat continuing on the "
@@ -82,20 +83,16 @@ def quickstart(out: str = "quickstart", seed: int = 0, short: bool = False, with
     say(1, "a world of text, and questions that no text answers directly")
     world = build_world(root, seed, with_real_text)
     say(2, "prepare: text to tokens")
-    prepare_sources(root, world)
+    prepare_sources(root, [*world.documents, "qa_held_out"])
     say(3, "pretrain a model of half a million parameters from scratch")
     pretrained = pretraining_blend(with_real_text)
     train(root, "base", pretraining_config(root, pretrained, lengths.pretraining, seed))
     export_base(root, "base", root / "model")
     say(4, "continue it three ways: on its old blend, on the general blend, and by the recipe (then QA at eta_max/5)")
-    ways = {"baseline": [("pretraining", pretrained)], "general": [("general", GENERAL)],
-            "recipe": [("general", GENERAL), ("qa", QA)]}
-    train_side_by_side(root, {name: continuation_config(root, blends, lengths.continuation, seed)
-                              for name, blends in ways.items()})
+    grid = continuations(root, pretrained, lengths.continuation, seed)
+    train_grid(root, grid)
     say(5, "what all four models answered to the same questions")
-    for run in RUNS:
-        complete_evaluations(root, run)
-    print(score_table(root))
+    print(score_table(root, grid))
     page = write_page(root, short)
     print(f"\nreport: {page}\n{format_seconds(time.monotonic() - begun)} in all"
           + ("; the short form trains too little for the figures to mean anything" if short else ""))
@@ -122,18 +119,6 @@ def pretraining_blend(with_real_text: bool) -> dict[str, float]:
     return {**PRETRAINING, "web": 0.63, "real": 0.07} if with_real_text else PRETRAINING
 
 
-def continuation_config(root: Path, blends: list[tuple[str, dict[str, float]]], steps: int,
-                        seed: int) -> dict[str, Any]:
-    """A run from the base's weights and optimizer state: no warm-up, cosine to 1/100, later blends at eta_max/5."""
-    phases: list[dict[str, Any]] = [{"name": name, "blend": {"weights": weights}} for name, weights in blends]
-    for phase in phases[1:]:
-        phase["when"] = {"eta_over_eta_max": 0.2}
-    recipe = {"token_horizon": steps * SEQUENCES * LENGTH, "phases": phases,
-              "curve": {"class_path": "Cosine", "init_args": {"eta_max": ENDED}}}
-    model = {"pretrained": str(root / "model"), "optimizer_state": str(checkpoint(root / "runs" / "base"))}
-    return run_config(root, recipe, model, seed)
-
-
 def train(root: Path, name: str, config: dict[str, Any]) -> None:
     """`lit-cpt fit` on a config, unless this run is finished; a run cut short is resumed."""
     from lit_cpt.training import training_command
@@ -142,59 +127,69 @@ def train(root: Path, name: str, config: dict[str, Any]) -> None:
         training_command(arguments)
 
 
-def train_side_by_side(root: Path, configs: dict[str, dict[str, Any]]) -> None:
-    """`train` several runs, as many at once as there are cores; what they say goes to ``RUN/log.txt``.
+def continuations(root: Path, pretrained: dict[str, float], steps: int, seed: int) -> Grid:
+    """Three ways on from the base's weights and optimizer state: no warm-up, cosine to 1/100, QA at eta_max/5.
+
+    The recipe goes on from the general run, with which it is one up to there.
+    """
+    general = {"name": "general", "blend": {"weights": GENERAL}}
+    ways = {"baseline": [{"name": "pretraining", "blend": {"weights": pretrained}}], "general": [general],
+            "recipe": [general, {"name": "qa", "blend": {"weights": QA}, "when": {"eta_over_eta_max": 0.2}}]}
+    recipe = {"token_horizon": steps * SEQUENCES * LENGTH, "phases": [],
+              "curve": {"class_path": "Cosine", "init_args": {"eta_max": ENDED}}}
+    model = {"pretrained": str(root / "model"), "optimizer_state": str(checkpoint(root / "runs" / "base"))}
+    return grid_of({"base": ["base", "hardware/cpu", run_config(root, recipe, model, seed)],
+                    "axes": {"way": {name: {"recipe.phases": phases} for name, phases in ways.items()}},
+                    "control": {"way": "baseline"}})
+
+
+def train_grid(root: Path, grid: Grid) -> None:
+    """Train the arms as ``runs/WAY``, as many at once as there are cores; what they say goes to ``logs/WAY.txt``.
 
     Raises:
         ArmFailed: A run failed; its log is named.
     """
-    waiting = {name: arguments for name, config in configs.items() if (arguments := fit_arguments(root, name, config))}
-    run_side_by_side({name: Job(root / "runs" / name / "log.txt", partial(list, arguments))
-                      for name, arguments in waiting.items()}, [{}] * (os.cpu_count() or 1))
+    arms = {arm.labels["way"]: arm for arm in grid.arms}
+    courses = {way: course_of(arm) for way, arm in arms.items()}
+    bench = Bench(root, courses, plan_legs(courses))
+    write_arms(bench, arms)
+    train_arms(bench, [{}] * (os.cpu_count() or 1))
 
 
-def complete_evaluations(root: Path, run: str) -> None:
-    """Evaluate the end of a run that was killed between its last step and its last evaluation."""
-    from lit_cpt.harness import Effort, Suite
-    from lit_cpt.standalone import evaluate_saved
-
-    folder = root / "runs" / run
-    done, _ = evaluations_in(folder)
-    if not done or done[-1].step < read_events(folder)[-1]["step"]:
-        write_evaluation(folder, evaluate_saved(str(checkpoint(folder)), Suite(**suite_settings(root)), Effort()))
-
-
-def score_table(root: Path, names: Sequence[str] = RUNS) -> str:
-    """Scores in per cent with their 95 % intervals, the recipe's lead, and validation losses per source."""
-    from lit_cpt.report import compare, load_run
-
-    runs = {name: load_run(root / "runs" / name) for name in names}
-    rows = compare(runs, "baseline")
-    cells = {(row.family, row.run): row for row in rows}
-    scores = [[family, *(per_cent(cells[family, run].score) for run in names), str(cells[family, "recipe"].difference)]
-              for family in dict.fromkeys(row.family for row in rows)]
-    sources = sorted({source for run in runs.values() for source in run.validation})
-    losses = [[source, *(f"{runs[run].validation[source][-1][1]:.3f}" for run in names)] for source in sources]
-    losses.append(["pretraining blend", *(f"{pretraining_loss(runs[run].validation):.3f}" for run in names)])
+def score_table(root: Path, grid: Grid) -> str:
+    """Scores in per cent and validation losses of the base and of what came of it, and differences with intervals."""
+    ways = {arm.treatment: arm.labels["way"] for arm in grid.arms}
+    base = outcome_of(Arm({}, {}, {}), root / "runs" / "base")
+    arms = [outcome_of(arm, root / "runs" / ways[arm.treatment]) for arm in grid.arms]
+    lines = {(line.measure, ways[line.treatment]): line
+             for line in compare_arms(arms, grid.controls, spelled(grid.control)).lines}
+    measures = dict.fromkeys(measure for measure, _ in lines)
+    scores = [[measure, f"{base.measure(measure):.1f}", *(f"{lines[measure, way].mean:.1f}" for way in ways.values()),
+               *(told(lines[measure, way]) for way in LEADS)]
+              for measure in measures if not measure.startswith(LOSS)]
+    losses = [[name, *(f"{one.losses[name]:.3f}" for one in (base, *arms))] for name in sorted(base.losses)]
+    losses.append(["pretraining blend", *(f"{pretraining_loss(one.losses):.3f}" for one in (base, *arms))])
     return "\n".join([
-        "", tabulate(scores, ["% right", *names, "recipe - baseline"], disable_numparse=True),
-        "", tabulate(losses, ["validation loss", *names], disable_numparse=True),
+        "", tabulate(scores, ["% right", "base", *ways.values(), *(f"{way} - baseline" for way in LEADS)],
+                     disable_numparse=True),
+        "", tabulate(losses, ["validation loss", "base", *ways.values()], disable_numparse=True),
         "", "In brackets 95 % intervals over the questions; transfer is not in the average.",
     ])
 
 
-def pretraining_loss(validation: dict[str, list[tuple[int, float]]]) -> float:
-    """Last validation loss on the blend of pretraining: what a run forgot shows here."""
-    return sum(weight * validation[source][-1][1] for source, weight in PRETRAINING.items())
+def told(line: Line) -> str:
+    """A difference in points with its interval over questions."""
+    assert line.over_items is not None
+    return f"{line.over_items.value:+.1f} [{line.over_items.low:+.1f}, {line.over_items.high:+.1f}]"
 
 
-def per_cent(score: Interval) -> str:
-    """A score with its interval, in per cent."""
-    return f"{100 * score.value:5.1f} [{100 * score.low:.1f}, {100 * score.high:.1f}]"
+def pretraining_loss(losses: Mapping[str, float]) -> float:
+    """Validation loss on the blend of pretraining: what a run forgot shows here."""
+    return sum(weight * losses[source] for source, weight in PRETRAINING.items())
 
 
 def write_page(root: Path, short: bool) -> Path:
-    """`lit-cpt report` over the three runs."""
+    """`lit-cpt report` over the four runs."""
     from lit_cpt.report import write_report
 
     notes = ["Short form: trained too little for any figure to mean anything.", *NOTES] if short else NOTES

@@ -7,7 +7,9 @@ folder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import shutil
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -65,9 +67,14 @@ def build_worlds(output: str, seeds: Sequence[int], models: Sequence[str], worke
     """
     places = [(Path(output) / str(seed), seed, name) for seed in seeds for name in models]
     for root, seed in {root: seed for root, seed, _ in places}.items():
-        if not (root / "data" / "qa_held_out" / "manifest.json").exists():
+        if not (root / "data" / "qa_few" / "manifest.json").exists():
             print(f"{root}: text, tokens and questions", flush=True)
-            prepare_sources(root, build_world(root, seed, proportions=LABORATORY))
+            world = build_world(root, seed, proportions=LABORATORY)
+            questions = world.documents["qa"]
+            write_jsonl(root / "text" / "qa_few.jsonl", questions[:round(FEW * len(questions))])
+            prepare_sources(root, [*world.documents, "qa_held_out", "qa_few"])
+    for root, _, name in places:
+        write_shape(root, BASES[name].shape)
     jobs: dict[str, Job] = {}
     for root, seed, name in places:
         base = BASES[name]
@@ -96,11 +103,8 @@ def build_world(root: Path, seed: int, with_real_text: bool = False, proportions
         raise RuntimeError(f"{len(leaks)} questions stand in the training text, the first {leaks[0]!r}")
     if not (root / "text").exists():
         write_corpora(world, root / "text")
-        questions = world.documents["qa"]
-        write_jsonl(root / "text" / "qa_few.jsonl", questions[:round(FEW * len(questions))])
-    for shape in SHAPES:
-        tokenizer = train_tokenizer(world, architecture(root, shape))
-        write_model_config(architecture(root, shape), len(tokenizer), shape)
+    tokenizer = train_tokenizer(world, architecture(root))
+    write_model_config(architecture(root), len(tokenizer))
     write_tasks(world, root / "questions", tokenizer.eos_token)
     return world
 
@@ -110,11 +114,19 @@ def architecture(root: Path, shape: str = "dense") -> Path:
     return root / ("architecture" if shape == "dense" else f"architecture_{shape}")
 
 
-def prepare_sources(root: Path, world: World) -> None:
-    """Each source of the world as a folder of tokens."""
+def write_shape(root: Path, shape: str) -> None:
+    """The folder of a shape, with the tokenizer of the world."""
+    if not (folder := architecture(root, shape)).exists():
+        shutil.copytree(architecture(root), folder)
+        vocabulary = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+        write_model_config(folder, vocabulary, shape)
+
+
+def prepare_sources(root: Path, names: Iterable[str]) -> None:
+    """Sources of the world as folders of tokens."""
     from lit_cpt.prepare import prepare
 
-    for name in [*world.documents, "qa_few", "qa_held_out"]:
+    for name in names:
         prepare([str(root / "text" / f"{name}.jsonl")], str(architecture(root)), str(root / "data" / name),
                 validation=VALIDATION[name], workers=1)
 

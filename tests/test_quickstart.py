@@ -10,12 +10,14 @@ import pytest
 import yaml
 
 from lit_cpt import quickstart as quick
+from lit_cpt.ablate_command import course_of
 from lit_cpt.cli import main
 from lit_cpt.evaluations import evaluations_in
 from lit_cpt.events import append_event, read_events
-from lit_cpt.intervals import Interval
+from lit_cpt.lab.trunk import plan_legs
 from lit_cpt.microworld import FAMILIES, World
-from lit_cpt.quickstart import GENERAL, LENGTH, PRETRAINING, QA, RUNS, SEQUENCES, SHORT, Lengths, quickstart
+from lit_cpt.quickstart import GENERAL, QA, RUNS, SHORT, Lengths, quickstart
+from lit_cpt.worlds import ENDED, LENGTH, PEAK, PRETRAINING, SEQUENCES
 
 
 @pytest.fixture
@@ -34,6 +36,11 @@ def planned(root, config, capsys):
     return json.loads(capsys.readouterr().out)
 
 
+def configs(root, steps, seed):
+    """The config of each way on."""
+    return {arm.labels["way"]: arm.config for arm in quick.continuations(root, PRETRAINING, steps, seed).arms}
+
+
 # Pure parts ------------------------------------------------------------------------------------------------
 
 
@@ -50,27 +57,29 @@ def test_only_the_qa_blend_asks_questions():
 
 def test_pretraining_warms_up_and_ends_where_the_continuation_begins(root, capsys):
     pretraining = planned(root, quick.pretraining_config(root, PRETRAINING, 3600, 0), capsys)
-    ways = [("general", GENERAL), ("qa", QA)]
-    continuation = planned(root, quick.continuation_config(root, ways, 1600, 0), capsys)
+    continuation = planned(root, configs(root, 1600, 0)["recipe"], capsys)
     assert (pretraining["steps"], pretraining["tokens_per_step"]) == (3600, LENGTH * SEQUENCES)
     rates = [rate for _, rate in pretraining["curve"]]
-    assert (rates[0], max(rates)) == (0, pytest.approx(quick.PEAK, rel=0.01))
-    assert rates[-1] == pytest.approx(quick.ENDED) == pytest.approx(continuation["curve"][0][1])
-    assert continuation["curve"][-1][1] == pytest.approx(quick.ENDED / 100)
+    assert (rates[0], max(rates)) == (0, pytest.approx(PEAK, rel=0.01))
+    assert rates[-1] == pytest.approx(ENDED) == pytest.approx(continuation["curve"][0][1])
+    assert continuation["curve"][-1][1] == pytest.approx(ENDED / 100)
     [general, qa] = continuation["phases"]
     assert (general["name"], qa["name"], qa["when"]) == ("general", "qa", "eta_over_eta_max=0.2")
     assert qa["start"]["fraction"] == pytest.approx(0.7113, abs=1e-3)
 
 
 @pytest.mark.parametrize("steps", [Lengths().continuation, SHORT.continuation])
-def test_a_continuation_on_one_blend_has_one_phase(root, capsys, steps):
-    config = quick.continuation_config(root, [("pretraining", PRETRAINING)], steps, 0)
-    assert [phase["name"] for phase in planned(root, config, capsys)["phases"]] == ["pretraining"]
+def test_the_recipe_goes_on_from_the_general_run_and_the_baseline_begins_anew(root, steps):
+    arms = {arm.labels["way"]: course_of(arm) for arm in quick.continuations(root, PRETRAINING, steps, 0).arms}
+    legs = plan_legs(arms)
+    assert [(legs[way].parent, legs[way].start) for way in ("baseline", "general")] == [(None, 0)] * 2
+    switch = arms["recipe"].recipe.start_steps(LENGTH * SEQUENCES)[1]
+    assert (legs["recipe"].parent, legs["recipe"].start) == ("general", switch - 1)
 
 
 def test_fit_accepts_the_configs(root, capsys):
-    continuation = quick.continuation_config(root, [("general", GENERAL), ("qa", QA)], 50, 3)
-    for name, config in (("base", quick.pretraining_config(root, PRETRAINING, 150, 3)), ("recipe", continuation)):
+    for name, config in (("base", quick.pretraining_config(root, PRETRAINING, 150, 3)),
+                         ("recipe", configs(root, 50, 3)["recipe"])):
         arguments = quick.fit_arguments(root, name, config)
         assert main([*arguments, "--print_config"]) == 0
         merged = yaml.safe_load(capsys.readouterr().out)
@@ -94,13 +103,8 @@ def test_a_run_is_started_resumed_or_left_as_it_stands(root, capsys):
 
 
 def test_the_pretraining_loss_is_the_last_ones_by_the_blend():
-    validation = {name: [(0, 9.0), (10, loss)] for name, loss in zip(PRETRAINING, (1.0, 2.0, 3.0, 4.0), strict=True)}
-    validation["qa_held_out"] = [(10, 50.0)]
-    assert quick.pretraining_loss(validation) == pytest.approx(0.70 * 1 + 0.10 * 2 + 0.03 * 3 + 0.17 * 4)
-
-
-def test_scores_are_told_in_per_cent():
-    assert quick.per_cent(Interval(0.5, 0.405, 0.6)) == " 50.0 [40.5, 60.0]"
+    losses = dict(zip([*PRETRAINING, "qa_held_out"], (1.0, 2.0, 3.0, 4.0, 50.0), strict=True))
+    assert quick.pretraining_loss(losses) == pytest.approx(0.70 * 1 + 0.10 * 2 + 0.03 * 3 + 0.17 * 4)
 
 
 def test_a_folder_begun_with_other_settings_is_not_gone_on_with(tmp_path):
@@ -108,14 +112,6 @@ def test_a_folder_begun_with_other_settings_is_not_gone_on_with(tmp_path):
         quick.check_folder(tmp_path / "out", {"seed": 0, "short": True})
     with pytest.raises(ValueError, match=r"out was begun with .*'seed': 0.*, not .*'seed': 1.*name another --out"):
         quick.check_folder(tmp_path / "out", {"seed": 1, "short": True})
-
-
-@pytest.mark.slow
-def test_a_run_that_fails_is_named_with_its_log(root):
-    config = {**quick.pretraining_config(root, PRETRAINING, 150, 0), "model": {}}
-    with pytest.raises(RuntimeError, match=r"the run broken failed; see .*runs/broken/log\.txt"):
-        quick.train_side_by_side(root, {"broken": config})
-    assert "give exactly one" in (root / "runs" / "broken" / "log.txt").read_text()
 
 
 # The whole -----------------------------------------------------------------------------------------------------
@@ -165,7 +161,7 @@ def test_the_short_form_trains_four_models_compares_them_and_does_it_only_once(t
     assert before
     quickstart(str(root), short=True)
     again = capfd.readouterr().out
-    assert again.count("is finished already") == len(RUNS)
+    assert again.count("is finished already") == 1
     assert table(again) == shown
     assert contents(root) == before
 
