@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from lit_cpt.arguments import command_parser, parse
 from lit_cpt.cli import print_json
 from lit_cpt.lab.grid import Arm, Grid, read_grid, rehearsed, runs_of
-from lit_cpt.lab.trunk import Course, budget, plan_legs, render_legs
+from lit_cpt.lab.trunk import Course, Legs, budget, dealt, plan_legs, render_legs, trees
 from lit_cpt.plan_command import plan_parser, planned_part, speed_of
 from lit_cpt.recipe import Batch
 
@@ -34,9 +34,12 @@ def ablate_command(arguments: list[str]) -> None:
     runs, placed = runs_of(grids)
     courses = {run: course_of(arm) for run, arm in runs.items()}
     legs = plan_legs(courses)
-    cost = budget(legs, speed_of(given["tokens_per_second"], None))
+    again = [run for run, arm in runs.items() if arm.again]
+    cost = budget(legs, speed_of(given["tokens_per_second"], None), again)
+    chosen = arms_of_task(legs, given["task"])
     if given["plan"] and given["json"]:
-        print_json({**cost.describe(), "arms": {name: vars(leg) for name, leg in legs.items()}})
+        arms = {name: vars(leg) for name, leg in legs.items()}
+        print_json({**cost.describe(), "trees": len(trees(legs)), "arms": arms})
         return
     if not given["json"]:
         print(render_legs(legs, cost), flush=True)
@@ -47,13 +50,16 @@ def ablate_command(arguments: list[str]) -> None:
         raise ValueError("--output names no folder: give one for the runs, such as --output lab, or ask for --plan.")
     from lit_cpt.lab.claims import read_claims
     from lit_cpt.lab.conclusion import conclude, judge_claims
-    from lit_cpt.lab.running import Bench, train_arms, write_arms
+    from lit_cpt.lab.running import Bench, finished, train_arms, write_arms
 
     if given["claims"]:
         read_claims(given["claims"])  # what is wrong there is told before hours of training
     bench = Bench(Path(given["output"]), courses, legs)
     write_arms(bench, runs)
-    train_arms(bench, slots)
+    train_arms(bench, slots, chosen)
+    if left := [run for run in legs if not finished(bench, run)]:  # only with --task
+        print(f"{len(left)} of {len(legs)} arms are left to other tasks; the last of them writes the results")
+        return
     folders = {name: {arm: bench.run(run) for arm, run in placed[name].items()} for name in grids}
     told = {name: conclude(grid, bench.root / name if len(grids) > 1 else bench.root, folders[name], cost)
             for name, grid in grids.items()}
@@ -85,6 +91,8 @@ def ablate_parser() -> ArgumentParser:
                         "the grids decide (docs/preregistration.md is one).")
     parser.add_argument("--rehearse", type=float, default=1.0, metavar="SHARE", help="Train only this share of each "
                         "arm's tokens, such as 0.01, to see the grid through before it is paid for.")
+    parser.add_argument("--task", type=str, metavar="I/N", help="Train only what falls to task I of N, counted from 0: "
+                        "for arrays of jobs (configs/launch/slurm_array.sh). The last one to end writes the results.")
     parser.add_argument("--tokens_per_second", type=float, help="Speed of one arm: tells the hours.")
     return parser
 
@@ -99,6 +107,20 @@ def pair(word: str) -> tuple[str, str]:
     if not (name and equals):
         raise ValueError(f"--set {word}: write NAME=VALUE, such as worlds=runs/worlds.")
     return name, value
+
+
+def arms_of_task(legs: Legs, task: str | None) -> list[str] | None:
+    """The arms that ``I/N`` means, the I-th of N tasks from 0; None for all.
+
+    Raises:
+        ValueError: It is no such thing.
+    """
+    if task is None:
+        return None
+    number, slash, count = task.partition("/")
+    if not (slash and number.isdigit() and count.isdigit() and int(number) < int(count)):
+        raise ValueError(f"--task {task}: write I/N, the I-th of N tasks, counted from 0, such as 0/4.")
+    return dealt(legs, int(count))[int(number)]
 
 
 def grids_of(names: list[str], variables: dict[str, str], share: float) -> dict[str, Grid]:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +24,7 @@ from lit_cpt.lab import running
 from lit_cpt.ledger import read_ledger
 from lit_cpt.report import load_run
 
+ROOT = Path(__file__).parents[1]
 STEPS, GLOBAL = 20, 4
 EARLY, LATE = 11, 15  # where the rate has fallen to a half and a fifth
 STOPPER = '''
@@ -194,7 +199,7 @@ def test_an_arm_trains_on_each_device_or_so_many_at_once():
 @pytest.mark.slow
 def test_ctrl_c_ends_the_arms_saved_and_the_same_command_goes_on(sources, tiny, tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "stopping.py").write_text(STOPPER)
     write_grid(tmp_path, sources, tiny)
     grid = yaml.safe_load((tmp_path / "grid.yaml").read_text())
@@ -211,3 +216,62 @@ def test_ctrl_c_ends_the_arms_saved_and_the_same_command_goes_on(sources, tiny, 
     assert [event["step"] for event in read_events(trunk) if event["event"] == "resume"] == [stopped]
     assert [event["step"] for event in read_events(arm) if event["event"] == "resume"] == [stopped, EARLY - 1]
     assert last(arm)["global_step"] == last(trunk)["global_step"] == STEPS
+
+
+WAITER = '''
+import time
+from pathlib import Path
+from lightning.pytorch import Callback
+
+class WaitForATerm(Callback):
+    """Gives a signal the time to come, once."""
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 5 and not trainer.ckpt_path and not Path("waiting").exists():
+            Path("waiting").touch()
+            time.sleep(3)
+'''
+
+
+def array_task(folder, number, **environment):
+    """A task of an array of two SLURM jobs, numbered from 1."""
+    own = {"SLURM_ARRAY_TASK_ID": str(number), "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_COUNT": "2",
+           "SLURM_JOB_ID": f"471{number}", "REQUEUED": str(folder / "requeued"), "PYTHONPATH": f"{folder}:{ROOT}",
+           "PATH": f"{ROOT / 'tests/projects/slurm'}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return subprocess.Popen([str(ROOT / "configs/launch/slurm_array.sh"), "grid.yaml", "--output", "lab"], cwd=folder,
+                            env={**os.environ, **own, **environment}, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.STDOUT)
+
+
+@pytest.mark.slow
+def test_an_array_of_slurm_jobs_trains_a_grid_comes_back_when_preempted_and_the_last_writes_the_results(
+        sources, tiny, tmp_path):
+    (tmp_path / "waiter.py").write_text(WAITER)
+    write_grid(tmp_path, sources, tiny, replicates={"seed": {"data.seed": [1, 2]}})
+    grid = yaml.safe_load((tmp_path / "grid.yaml").read_text())
+    grid["base"].append({"trainer": {"callbacks+": {"class_path": "waiter.WaitForATerm"}}})
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    first = array_task(tmp_path, 1)
+    while not (tmp_path / "waiting").exists():
+        assert first.poll() is None, first.communicate()[0]
+        time.sleep(0.05)
+    first.send_signal(signal.SIGTERM)  # to the script alone, as --signal=B: does
+    said = first.communicate(timeout=120)[0]
+    assert first.returncode == 0, said
+    assert (tmp_path / "requeued").read_text() == "requeue 4711\n"
+    again = array_task(tmp_path, 1)
+    said = again.communicate(timeout=120)[0]
+    assert again.returncode == 0, said
+    assert "2 of 4 arms are left to other tasks; the last of them writes the results" in said
+    assert not (tmp_path / "lab/results.txt").exists()
+    last_one = array_task(tmp_path, 2)
+    said = last_one.communicate(timeout=120)[0]
+    assert last_one.returncode == 0, said
+    assert "switch=0.5" in (tmp_path / "lab/results.txt").read_text()
+    resumed = [event["step"] for event in read_events(tmp_path / "lab/runs/switch=0.2,seed=1")
+               if event["event"] == "resume"]
+    assert resumed == [last_stop(tmp_path / "lab/runs/switch=0.2,seed=1")]
+
+
+def last_stop(run):
+    """The step at which a run was stopped last."""
+    return [event["step"] for event in read_events(run) if event["event"] == "stop"][-1]

@@ -18,7 +18,7 @@ from lit_cpt.blends import Blend
 from lit_cpt.events import append_event, read_events
 from lit_cpt.json_lines import append_line
 from lit_cpt.lab import arms_table, side_by_side
-from lit_cpt.lab.arms_table import Outcome, outcome_of, over_replicates, render_arms
+from lit_cpt.lab.arms_table import Outcome, counted, outcome_of, render_arms
 from lit_cpt.lab.branching import branch
 from lit_cpt.lab.grid import Arm, grid_of, read_grid
 from lit_cpt.lab.side_by_side import ArmFailed, Job, last_line, run_side_by_side
@@ -368,17 +368,10 @@ def test_an_arm_without_a_last_evaluation_is_named_and_left_out():
     assert found.notes[0] == "no evaluation at the end of new,seed=0"
 
 
-@pytest.mark.parametrize(("gaps", "reach"), [([1.0, 3.0], 12.706), ([1.0, 2.0, 3.0], 4.303 / math.sqrt(3)),
-                                             ([0.0] * 10 + [1.0] * 11, 2.086 * math.sqrt(11 / 42 / 21 * 20 / 20))])
-def test_the_interval_over_replicates_is_students(gaps, reach):
-    found = over_replicates([("", gap) for gap in gaps])
-    assert found.high - found.value == pytest.approx(reach, rel=0.03)
-    assert over_replicates([("", gaps[0])]) is None
-
-
 def test_seeds_of_a_base_are_no_more_bases():
     bases = [("x", 1.0), ("y", 3.0)]
-    assert over_replicates([*bases, *bases, *bases]) == over_replicates(bases)
+    assert counted([*bases, *bases, *bases]) == counted(bases) == [1.0, 3.0]
+    assert counted([("x", 1.0), ("x", 3.0)]) == [1.0, 3.0]  # one base: its seeds are what there is
 
 
 def test_the_table_says_what_is_shown_and_how_noisy_it_is():
@@ -388,7 +381,7 @@ def test_the_table_says_what_is_shown_and_how_noisy_it_is():
     assert rows["mmlu", "new"].split()[-1] == "shown"
     assert rows["code", "new"].endswith("not shown")
     assert "minus old" in text
-    assert "Not corrected for the number of comparisons." in text
+    assert "corrected for the number of" in text
     assert json.loads(json.dumps(compared().describe()))["lines"][1]["shown"] is True
 
 

@@ -38,7 +38,7 @@ def test_a_name_in_braces_is_a_variable_or_the_arms_value_of_an_axis():
     ({"model": "x"}, {}, "it has no variable 'model'; its variables are models"),
     ({}, {"variables": ["a"]}, r"variables is \['a'\]: write NAME: VALUE"),
     ({}, {"noise": {"data.seed": [1]}}, r"noise is {'data.seed': \[1\]}: write again: {data.seed"),
-    ({}, {"noise": {"again": {"data.seed": [1]}, "of": {"blend": "newer"}}}, "noise.of.blend is newer: the axis has o")])
+    ({}, {"noise": {"again": {"data.seed": [1]}, "of": {"blend": "newer"}}}, "noise.of.blend is newer: the axis")])
 def test_bad_variables_and_repetitions_are_refused(variables, parts, message):
     with pytest.raises(ValueError, match=message):
         grid(variables, **parts)

@@ -19,12 +19,11 @@ from tabulate import tabulate
 
 from lit_cpt.intervals import Interval, average_interval, differences
 from lit_cpt.lab.grid import Arm
+from lit_cpt.lab.significance import holm, t_interval, t_probability
 from lit_cpt.report.comparison import AVERAGE, averaged, scored_families, why_unpaired
 from lit_cpt.report.runs import load_run
 
 LOSS = "val/"  # how the measures that are losses begin
-# Student's t, 97.5 %, for 1, 2, ... degrees of freedom; past these the normal's 1.96 and a first correction.
-STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,8 @@ class Line:
             arms were not asked the same.
         over_replicates: 95 % interval of the difference over bases, or over the seeds of one; None for fewer than two.
         is_control: Whether others are compared with it.
+        p: Two-sided p-value of the difference over replicates; None where there is no such interval.
+        p_holm: The same, corrected for the number of treatments that are compared by this measure.
     """
 
     measure: str
@@ -84,6 +85,8 @@ class Line:
     over_items: Interval | None = None
     over_replicates: Interval | None = None
     is_control: bool = False
+    p: float | None = None
+    p_holm: float | None = None
 
     @property
     def shown(self) -> bool | None:
@@ -139,9 +142,10 @@ def compare_arms(outcomes: Sequence[Outcome], controls: Mapping[str, str], contr
         if not one.again:
             treatments[one.treatment][one.pair] = one
     measures = measures_of(outcomes)
-    lines = [replace(line_of(measure, name, arms, {} if own else treatments[controls[name]]), is_control=own)
-             for measure in measures for name, arms in treatments.items() for own in [controls[name] == name]
-             if any(arm.measure(measure) is not None for arm in arms.values())]
+    lines = [line for measure in measures for line in corrected([
+        replace(line_of(measure, name, arms, {} if own else treatments[controls[name]]), is_control=own)
+        for name, arms in treatments.items() for own in [controls[name] == name]
+        if any(arm.measure(measure) is not None for arm in arms.values())])]
     return Comparison(control, tuple(lines), {measure: noise(measure, outcomes) for measure in measures},
                       tuple(lacks(outcomes)))
 
@@ -164,12 +168,13 @@ def line_of(measure: str, treatment: str, arms: Mapping[str, Outcome], control: 
     if not gaps:
         return own
     items = None if measure.startswith(LOSS) else over_items(measure, [(arms[pair], control[pair]) for pair in gaps])
-    return replace(own, difference=fmean(gaps.values()), over_items=items,
-                   over_replicates=over_replicates([(arms[pair].block, gap) for pair, gap in gaps.items()]))
+    independent = counted([(arms[pair].block, gap) for pair, gap in gaps.items()])
+    return replace(own, difference=fmean(gaps.values()), over_items=items, over_replicates=t_interval(independent),
+                   p=t_probability(independent))
 
 
-def over_replicates(gaps: Sequence[tuple[str, float]]) -> Interval | None:
-    """The mean of paired differences with its 95 % t interval; None for fewer than two.
+def counted(gaps: Sequence[tuple[str, float]]) -> list[float]:
+    """The paired differences that may be counted as independent.
 
     Seeds of one base are no new bases: with several blocks, each counts once, by the mean of its seeds.
 
@@ -178,13 +183,12 @@ def over_replicates(gaps: Sequence[tuple[str, float]]) -> Interval | None:
     """
     blocks = [block for block, _ in gaps]
     means = [fmean(gap for other, gap in gaps if other == block) for block in dict.fromkeys(blocks)]
-    counted = means if len(means) > 1 else [gap for _, gap in gaps]
-    freedom = len(counted) - 1
-    if freedom < 1:
-        return None
-    student = STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96 + 2.4 / freedom
-    mean, reach = fmean(counted), student * stdev(counted) / math.sqrt(len(counted))
-    return Interval(mean, mean - reach, mean + reach)
+    return means if len(means) > 1 else [gap for _, gap in gaps]
+
+
+def corrected(lines: Sequence[Line]) -> list[Line]:
+    """Lines of one measure, their p-values corrected for their number."""
+    return [replace(line, p_holm=p) for line, p in zip(lines, holm([line.p for line in lines]), strict=True)]
 
 
 def over_items(measure: str, pairs: Sequence[tuple[Outcome, Outcome]]) -> Interval | None:
@@ -234,8 +238,8 @@ def lacks(outcomes: Sequence[Outcome]) -> Iterable[str]:
 
 def render_arms(found: Comparison) -> str:
     """The table and how to read it, for a terminal."""
-    head = ["measure", "arm", "n", "mean ± s.e.", f"minus {found.control}", "over items", "over replicates", "noise",
-            "difference"]
+    head = ["measure", "arm", "n", "mean ± s.e.", f"minus {found.control}", "over items", "over replicates", "p (Holm)",
+            "noise", "difference"]
     notes = [f"! {note}" for note in found.notes]
     rows = [cells(line, found) for line in found.lines]
     return "\n".join([tabulate(rows, head, disable_numparse=True), "", *READING, *notes])
@@ -250,7 +254,13 @@ def cells(line: Line, found: Comparison) -> list[str]:
         gap = f"{line.difference:+.{digits}f}"
         said = {True: "shown", False: "not shown", None: "cannot be told"}[line.shown]
     return [line.measure, line.treatment, str(line.count), mean, gap, between(line.over_items, digits),
-            between(line.over_replicates, digits), "-" if floor is None else f"{floor:.{digits}f}", said]
+            between(line.over_replicates, digits), probability(line.p_holm),
+            "-" if floor is None else f"{floor:.{digits}f}", said]
+
+
+def probability(p: float | None) -> str:
+    """A p-value."""
+    return "-" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def between(found: Interval | None, digits: int) -> str:
@@ -261,5 +271,6 @@ def between(found: Interval | None, digits: int) -> str:
 READING = (
     "Scores in per cent, val/ losses in nats per token; s.e. over replicates. Differences: paired within a replicate,",
     "with 95 % intervals over items (clusters resampled) and over replicates (t). noise: s.d. of one arm over seeds.",
-    "shown: zero lies outside every interval there is. Not corrected for the number of comparisons.",
+    "shown: zero lies outside every interval there is. p: of the t-test over replicates, corrected for the number of",
+    "comparisons by this measure (Holm), which the intervals are not.",
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,7 +14,8 @@ import yaml
 from tabulate import tabulate
 
 from lit_cpt.intervals import Interval
-from lit_cpt.lab.arms_table import AVERAGE, Outcome, line_of, over_replicates
+from lit_cpt.lab.arms_table import AVERAGE, Outcome, counted, line_of, probability
+from lit_cpt.lab.significance import holm, t_interval, t_probability
 
 START = "start"  # the better arm itself, before its first step
 BLOCK = re.compile(r"^```ya?ml\n(.*?)^```", re.S | re.M)
@@ -64,6 +65,8 @@ class Finding:
         difference: In points of the average, or nats per token; None where it was not made.
         over_items: 95 % interval over questions; None for losses.
         over_replicates: 95 % interval over replicates; None for fewer than two.
+        p: Two-sided p-value over replicates.
+        p_holm: The same, corrected for the number of all comparisons that were made.
     """
 
     contrast: Contrast
@@ -71,6 +74,8 @@ class Finding:
     difference: float | None = None
     over_items: Interval | None = None
     over_replicates: Interval | None = None
+    p: float | None = None
+    p_holm: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -134,8 +139,9 @@ def claim_of(given: Any, where: str) -> Claim:
 
 def judge(claims: Sequence[Claim], outcomes: Outcomes) -> list[Judgement]:
     """What the outcomes say of each claim; comparisons of arms that are not there were not made."""
-    return [Judgement(claim, tuple(finding(contrast, claim.measure, outcomes) for contrast in claim.comparisons))
-            for claim in claims]
+    found = [finding(contrast, claim.measure, outcomes) for claim in claims for contrast in claim.comparisons]
+    corrected = iter([replace(one, p_holm=p) for one, p in zip(found, holm([one.p for one in found]), strict=True)])
+    return [Judgement(claim, tuple(next(corrected) for _ in claim.comparisons)) for claim in claims]
 
 
 def finding(contrast: Contrast, measure: Mapping[str, float] | None, outcomes: Outcomes) -> Finding:
@@ -147,14 +153,15 @@ def finding(contrast: Contrast, measure: Mapping[str, float] | None, outcomes: O
                 if (after := weighted(measure, arm.losses)) is not None
                 if (before := weighted(measure, arm.first_losses if contrast.worse == START else worse[pair].losses))
                 is not None]
-        return Finding(contrast, len(gaps), fmean(gap for _, gap in gaps), None, over_replicates(gaps)) if gaps else (
-            Finding(contrast))
+        independent = counted(gaps)
+        return Finding(contrast, len(gaps), fmean(gap for _, gap in gaps), None, t_interval(independent),
+                       t_probability(independent)) if gaps else Finding(contrast)
     worse = outcomes.get(contrast.worse, {})
     both = [pair for pair, arm in better.items() if pair in worse and arm.evaluation and worse[pair].evaluation]
     if not both:
         return Finding(contrast)
     line = line_of(AVERAGE, contrast.better, {pair: better[pair] for pair in both}, worse)
-    return Finding(contrast, len(both), line.difference, line.over_items, line.over_replicates)
+    return Finding(contrast, len(both), line.difference, line.over_items, line.over_replicates, line.p)
 
 
 def weighted(weights: Mapping[str, float], losses: Mapping[str, float]) -> float | None:
@@ -177,7 +184,8 @@ def render_claims(judgements: Sequence[Judgement], path: str | Path) -> str:
             first = [judged.claim.claim, judged.claim.paper] if place == 0 else ["", ""]
             rows.append([*first, *figures(found, 1 if judged.claim.measure is None else 3),
                          judged.verdict if place == 0 else ""])
-    head = ["claim", "paper", "better", "minus", "n", "difference", "over items", "over replicates", "verdict"]
+    head = ["claim", "paper", "better", "minus", "n", "difference", "over items", "over replicates", "p (Holm)",
+            "verdict"]
     table = tabulate([[text.replace("|", "\\|") for text in row] for row in rows], head, tablefmt="pipe",
                      disable_numparse=True)
     return f"{table}\n\nClaims, comparisons and rules: {Path(path).name}, sha256 {digest(path)}."
@@ -191,4 +199,4 @@ def figures(found: Finding, digits: int) -> list[str]:
 
     gap = "-" if found.difference is None else f"{found.difference:+.{digits}f}"
     return [found.contrast.better, found.contrast.worse, str(found.count), gap, ends(found.over_items),
-            ends(found.over_replicates)]
+            ends(found.over_replicates), probability(found.p_holm)]

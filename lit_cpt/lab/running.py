@@ -60,14 +60,20 @@ def write_arms(bench: Bench, arms: Mapping[str, Arm]) -> None:
         publish_text(bench.config(name), yaml.safe_dump(arm.config, sort_keys=False))
 
 
-def train_arms(bench: Bench, slots: Sequence[Environment]) -> None:
+def train_arms(bench: Bench, slots: Sequence[Environment], arms: Sequence[str] | None = None) -> None:
     """Train what is not trained yet.
+
+    Args:
+        bench: The grid.
+        slots: Places to train in.
+        arms: Only these, with what they go on from; None means all.
 
     Raises:
         ArmFailed: An arm failed; the others have been trained.
     """
-    left = [arm for arm in bench.legs if not finished(bench, arm)]
-    log.info("%d of %d arms are trained already", len(bench.legs) - len(left), len(bench.legs))
+    asked = list(bench.legs) if arms is None else arms
+    left = [arm for arm in asked if not finished(bench, arm)]
+    log.info("%d of %d arms are trained already", len(asked) - len(left), len(asked))
     run_side_by_side({arm: Job(bench.root / "logs" / f"{arm}.txt", partial(fit_arguments, bench, arm),
                                partial(ready, bench, arm)) for arm in left}, slots)
 

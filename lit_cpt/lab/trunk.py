@@ -5,7 +5,7 @@ Two arms train the same up to the first optimizer step whose learning rate or ph
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
@@ -121,6 +121,31 @@ def branch_points(legs: Legs, arm: str) -> list[int]:
     return sorted({leg.start for leg in legs.values() if leg.parent == arm})
 
 
+def trees(legs: Legs) -> dict[str, list[str]]:
+    """Each arm that begins anew, to itself and all that goes on from it, parents first."""
+    roots: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
+    for name, leg in legs.items():  # a parent stands before its children
+        roots[name] = name if leg.parent is None else roots[leg.parent]
+        found.setdefault(roots[name], []).append(name)
+    return found
+
+
+def dealt(legs: Legs, tasks: int) -> list[list[str]]:
+    """The arms of each of so many tasks that know nothing of each other: whole trees, about as many tokens in each.
+
+    The largest tree first, each to the task that has least; a task may stay empty.
+    """
+    weights = {root: sum(legs[arm].tokens for arm in arms) for root, arms in trees(legs).items()}
+    hands: list[list[str]] = [[] for _ in range(tasks)]
+    loads = [0] * tasks
+    for root in sorted(weights, key=weights.__getitem__, reverse=True):
+        least = loads.index(min(loads))
+        hands[least] += trees(legs)[root]
+        loads[least] += weights[root]
+    return hands
+
+
 def changed_fields(one: Recipe, other: Recipe) -> list[str]:
     """What of the recipe an arm changes that goes on from another, as ``--allow-change`` names it."""
     was, now = one.describe(), other.describe()
@@ -134,11 +159,13 @@ class Budget:
     Args:
         separate: Tokens to train if every arm were a run of its own.
         shared: Tokens to train with shared trunks.
+        again: Tokens of the repetitions that tell the noise floor, which are in neither.
         tokens_per_second: Of one arm; None where nobody tells it.
     """
 
     separate: int
     shared: int
+    again: int = 0
     tokens_per_second: float | None = None
 
     @property
@@ -150,20 +177,31 @@ class Budget:
         """In a line or two."""
         told = (f"{format_count(self.shared)} tokens to train instead of {format_count(self.separate)}: "
                 f"{self.share:.3f} of separate runs")
+        if self.again:
+            told += f"; and {format_count(self.again)} to repeat arms with other seeds"
         if self.tokens_per_second is None:
             return told
-        one, other = (format_seconds(tokens / self.tokens_per_second) for tokens in (self.shared, self.separate))
+        one, other = (format_seconds((tokens + self.again) / self.tokens_per_second)
+                      for tokens in (self.shared, self.separate))
         return f"{told}\n{one} instead of {other} at {self.tokens_per_second:g} tokens a second, one arm at a time"
 
     def describe(self) -> dict[str, Any]:
         """Plain values."""
-        return {"tokens_separate": self.separate, "tokens_shared": self.shared, "share": self.share}
+        return {"tokens_separate": self.separate, "tokens_shared": self.shared, "share": self.share,
+                "tokens_again": self.again}
 
 
-def budget(legs: Legs, tokens_per_second: float | None = None) -> Budget:
-    """What the arms cost, apart and with shared trunks."""
-    return Budget(sum(leg.steps * leg.tokens_per_step for leg in legs.values()),
-                  sum(leg.tokens for leg in legs.values()), tokens_per_second)
+def budget(legs: Legs, tokens_per_second: float | None = None, again: Collection[str] = ()) -> Budget:
+    """What the arms cost, apart and with shared trunks.
+
+    Args:
+        legs: Of all arms.
+        tokens_per_second: Of one arm.
+        again: Those that only repeat another.
+    """
+    compared = [leg for arm, leg in legs.items() if arm not in again]
+    return Budget(sum(leg.steps * leg.tokens_per_step for leg in compared), sum(leg.tokens for leg in compared),
+                  sum(legs[arm].tokens for arm in again), tokens_per_second)
 
 
 def render_legs(legs: Legs, cost: Budget) -> str:
@@ -172,4 +210,5 @@ def render_legs(legs: Legs, cost: Budget) -> str:
              format_count(leg.tokens)] for name, leg in legs.items()]
     head = ["arm", "steps", "goes on from", "at step", "trains"]
     table = tabulate(rows, head, disable_numparse=True, colalign=("left", "right", "left", "right", "right"))
-    return f"{table}\n\n{cost}"
+    count = len(trees(legs))
+    return f"{table}\n\n{cost}\n{count} of them begin anew: so many jobs of an array can share the work (--task)"
