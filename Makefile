@@ -3,11 +3,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 KILLS ?= 200
+# Of `make reproduce`: where to, and for a rehearsal a share of the training and fewer worlds.
+OUT ?= reproduction
+SHARE ?= 1
+WORLDS ?= 0 1 2 3 4
+GRIDS := first_three switch_point base_budget blend_weights optimizer_state schedules adaptive horizons repetitions architectures
 PIP := python -m pip install --quiet --disable-pip-version-check
 FAST := python -m pytest -m "not slow and not gpu" --numprocesses auto --maxprocesses 8 --dist loadscope
 SLOW := python -m pytest -m "slow and not gpu" --numprocesses auto --maxprocesses 2 --dist loadfile
 
-.PHONY: quickstart test test-latest test-oldest slow chaos faults hostile check wheel bench clean
+.PHONY: quickstart test test-latest test-oldest slow chaos faults hostile check wheel bench reproduce clean
 .DELETE_ON_ERROR:
 
 quickstart: .venv/ready  ## the whole idea in minutes: pretrain, continue, compare, report
@@ -47,6 +52,13 @@ wheel: .venv/ready
 
 bench: .venv/ready  ## every benchmark in its quick form
 	for name in loader step prepare remote evaluation loss guards checkpoint load throughput; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done
+
+reproduce: .venv/ready  ## the paper's comparisons in small worlds, as docs/results.md has them; goes on where it was stopped
+	$(BIN)/lit-cpt worlds --output $(OUT)/worlds --seeds $(WORLDS) --workers 2 --rehearse $(SHARE)
+	$(BIN)/lit-cpt worlds --output $(OUT)/worlds --seeds $(filter 0 1 2,$(WORLDS)) --workers 2 --rehearse $(SHARE) \
+	  --models early small large moe encoder_decoder
+	$(BIN)/lit-cpt ablate $(addprefix ablations/,$(GRIDS)) --set worlds=$(OUT)/worlds --output $(OUT)/lab --workers 2 \
+	  --claims docs/preregistration.md --only $(addprefix world=,$(WORLDS)) --rehearse $(SHARE) $(ARGS)
 
 .venv/ready: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \

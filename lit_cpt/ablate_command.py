@@ -13,6 +13,7 @@ from lit_cpt.cli import print_json
 from lit_cpt.lab.grid import Arm, Grid, read_grid, rehearsed, runs_of
 from lit_cpt.lab.trunk import Course, Legs, budget, dealt, plan_legs, render_legs, trees
 from lit_cpt.plan_command import plan_parser, planned_part, speed_of
+from lit_cpt.publishing import publish_text
 from lit_cpt.recipe import Batch
 
 OWN = ("run", "mirror", "ckpt_path")
@@ -30,7 +31,8 @@ def ablate_command(arguments: list[str]) -> None:
         ArmFailed: An arm failed; the others have been trained.
     """
     given = parse(ablate_parser(), arguments[1:])
-    grids = grids_of(given["grids"], dict(pair(word) for word in given["set"]), given["rehearse"])
+    grids = grids_of(given["grids"], dict(pair("set", word) for word in given["set"]), given["rehearse"])
+    grids = restricted(grids, [pair("only", word) for word in given["only"]])
     runs, placed = runs_of(grids)
     courses = {run: course_of(arm) for run, arm in runs.items()}
     legs = plan_legs(courses)
@@ -61,16 +63,17 @@ def ablate_command(arguments: list[str]) -> None:
         print(f"{len(left)} of {len(legs)} arms are left to other tasks; the last of them writes the results")
         return
     folders = {name: {arm: bench.run(run) for arm, run in placed[name].items()} for name in grids}
-    told = {name: conclude(grid, bench.root / name if len(grids) > 1 else bench.root, folders[name], cost)
-            for name, grid in grids.items()}
-    texts = [text for _, text in told.values()]
+    found = {name: conclude(name, grid, bench.root / name if len(grids) > 1 else bench.root, folders[name], cost)
+             for name, grid in grids.items()}
+    summaries = [one.summary for one in found.values()]
     if given["claims"]:
-        texts.append(judge_claims(given["claims"], grids, folders, bench.root))
+        summaries.insert(0, judge_claims(given["claims"], grids, folders))
+    publish_text(bench.root / "summary.md", "\n\n".join(summaries) + "\n")
     if given["json"]:
-        print_json({name: results for name, (results, _) in told.items()} if len(grids) > 1 else
-                   next(iter(told.values()))[0])
+        told = {name: one.results for name, one in found.items()}
+        print_json(told if len(grids) > 1 else next(iter(told.values())))
     else:
-        print("\n\n".join(texts))
+        print("\n\n".join([*(one.text for one in found.values()), *summaries[:1] * bool(given["claims"])]))
 
 
 def ablate_parser() -> ArgumentParser:
@@ -87,6 +90,8 @@ def ablate_parser() -> ArgumentParser:
                         "these (CUDA_VISIBLE_DEVICES); 0,1 gives it two.")
     parser.add_argument("--set", nargs="+", type=str, default=[], metavar="NAME=VALUE", help="What stands for {NAME} "
                         "in the grids, in place of their own variables.")
+    parser.add_argument("--only", nargs="+", type=str, default=[], metavar="AXIS=VALUE", help="Of an axis only these "
+                        "values, such as world=0 world=1.")
     parser.add_argument("--claims", type=str, metavar="FILE", help="Claims that were written down beforehand, and that "
                         "the grids decide (docs/preregistration.md is one).")
     parser.add_argument("--rehearse", type=float, default=1.0, metavar="SHARE", help="Train only this share of each "
@@ -97,7 +102,7 @@ def ablate_parser() -> ArgumentParser:
     return parser
 
 
-def pair(word: str) -> tuple[str, str]:
+def pair(option: str, word: str) -> tuple[str, str]:
     """Name and value of ``NAME=VALUE``.
 
     Raises:
@@ -105,8 +110,25 @@ def pair(word: str) -> tuple[str, str]:
     """
     name, equals, value = word.partition("=")
     if not (name and equals):
-        raise ValueError(f"--set {word}: write NAME=VALUE, such as worlds=runs/worlds.")
+        example = "world=0" if option == "only" else "worlds=runs/worlds"
+        raise ValueError(f"--{option} {word}: write NAME=VALUE, such as {example}.")
     return name, value
+
+
+def restricted(grids: dict[str, Grid], wanted: list[tuple[str, str]]) -> dict[str, Grid]:
+    """``grids`` with those of their arms that have one of the wanted values on each axis that is named.
+
+    Raises:
+        ValueError: No arm is left of a grid, or nothing that the others could be compared with.
+    """
+    for name, grid in grids.items():
+        arms = tuple(arm for arm in grid.arms if all(
+            (axis, label) in wanted or axis not in dict(wanted)
+            for axis, label in {**arm.labels, **arm.replicate}.items()))
+        if not any(grid.is_control(arm) for arm in arms):
+            raise ValueError(f"--only {' '.join('='.join(one) for one in wanted)} leaves {name} without its control.")
+        grids = {**grids, name: replace(grid, arms=arms)}
+    return grids
 
 
 def arms_of_task(legs: Legs, task: str | None) -> list[str] | None:

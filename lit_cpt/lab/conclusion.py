@@ -4,34 +4,50 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_cpt.lab.arms_table import Outcome, compare_arms, outcome_of, render_arms
 from lit_cpt.lab.claims import judge, read_claims, render_claims
 from lit_cpt.lab.grid import Grid, spelled
+from lit_cpt.lab.summary import render_summary
 from lit_cpt.lab.trunk import Budget
 from lit_cpt.publishing import publish_text
 from lit_cpt.report import write_report
 
 
-def conclude(grid: Grid, folder: Path, runs: Mapping[str, Path], cost: Budget) -> tuple[dict[str, Any], str]:
+@dataclass(frozen=True)
+class Conclusion:
+    """What a grid came to.
+
+    Args:
+        results: As plain values.
+        text: For a terminal.
+        summary: In Markdown.
+    """
+
+    results: dict[str, Any]
+    text: str
+    summary: str
+
+
+def conclude(name: str, grid: Grid, folder: Path, runs: Mapping[str, Path], cost: Budget) -> Conclusion:
     """Compare the arms of a grid and write what came of it.
 
     Args:
+        name: Of the grid.
         grid: Whose arms have been trained.
         folder: For the results.
         runs: Arm to its run folder.
         cost: Of all that was trained together.
-
-    Returns:
-        The results as plain values, and as text for a terminal.
     """
     found = compare_arms([outcome_of(arm, runs[arm.name]) for arm in grid.arms], grid.controls, spelled(grid.control))
     results = {"budget": cost.describe(), **found.describe()}
     publish_text(folder / "results.json", json.dumps(results, indent=1))
     publish_text(folder / "results.txt", render_arms(found) + "\n")
-    return results, f"\n{render_arms(found)}\n\nreport: {write_page(folder, grid, runs)}"
+    page = write_page(folder, grid, runs)
+    return Conclusion(results, f"\n{render_arms(found)}\n\nreport: {page}", render_summary(name, found))
 
 
 def write_page(folder: Path, grid: Grid, runs: Mapping[str, Path]) -> Path:
@@ -42,14 +58,13 @@ def write_page(folder: Path, grid: Grid, runs: Mapping[str, Path]) -> Path:
     return write_report(shown, folder / "report.html", f"Arms of {control.pair or 'the grid'}", control.name, notes)
 
 
-def judge_claims(path: str, grids: Mapping[str, Grid], runs: Mapping[str, Mapping[str, Path]], folder: Path) -> str:
-    """What the arms of ``grids`` say of the claims of a file, also written to ``folder/claims.md``.
+def judge_claims(path: str, grids: Mapping[str, Grid], runs: Mapping[str, Mapping[str, Path]]) -> str:
+    """What the arms of ``grids`` say of the claims of a file, in Markdown.
 
     Args:
         path: Of the claims.
         grids: By name.
         runs: Grid to arm to run folder.
-        folder: For the table.
 
     Raises:
         ValueError: The file holds no claims.
@@ -59,6 +74,4 @@ def judge_claims(path: str, grids: Mapping[str, Grid], runs: Mapping[str, Mappin
         for arm in grid.arms:
             if not arm.again:
                 outcomes.setdefault(f"{name}/{arm.treatment}", {})[arm.pair] = outcome_of(arm, runs[name][arm.name])
-    table = render_claims(judge(read_claims(path), outcomes), path)
-    publish_text(folder / "claims.md", table + "\n")
-    return table
+    return render_claims(judge(read_claims(path), outcomes), path)
