@@ -67,7 +67,7 @@ def test_the_version_is_printed(capsys):
     ("prepare", "--text_template"), ("blend", "--max_epochs"), ("plan", "--plot"), ("data", "--steps"),
     ("fit", "--data.global_batch"), ("validate", "--ckpt_path"), ("eval", "--compare"), ("eval-data", "--families"),
     ("export", "--dtype"), ("checkpoint", "--output"), ("report", "--control"), ("quickstart", "--short"),
-    ("ablate", "--plan")])
+    ("worlds", "--models"), ("ablate", "--plan")])
 def test_every_command_has_help(command, option, capsys):
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out
@@ -78,14 +78,14 @@ def test_every_command_has_help(command, option, capsys):
 
 def test_every_command_is_tested_for_its_help():
     assert set(COMMANDS) == {"prepare", "data", "blend", "plan", "fit", "validate", "eval", "eval-data", "export",
-                             "checkpoint", "ablate", "report", "quickstart"}
+                             "checkpoint", "worlds", "ablate", "report", "quickstart"}
 
 
 def test_the_package_runs_as_a_module():
     ran = subprocess.run([sys.executable, "-m", "lit_cpt", "nonsense"], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout) == (2, "")
     assert ran.stderr == ("lit-cpt: 'nonsense' is no command; the commands are quickstart, prepare, data, blend, plan, "
-                          "fit, validate, eval, eval-data, export, checkpoint, ablate, report.\n")
+                          "fit, validate, eval, eval-data, export, checkpoint, ablate, worlds, report.\n")
 
 
 # The user's mistakes: exit 2, one line, nothing left behind ------------------------------------------------

@@ -13,11 +13,12 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from lit_cpt.cli import COMMANDS, main
+from lit_cpt.lab.claims import read_claims
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 DEEDS = ["quickstart", "prepare", "data check", "blend suggest", "plan", "fit", "validate", "eval", "eval-data fetch",
-         "eval-data check", "export", "checkpoint inspect", "checkpoint consolidate", "ablate", "report"]
+         "eval-data check", "export", "checkpoint inspect", "checkpoint consolidate", "worlds", "ablate", "report"]
 
 
 class Accepted(BaseException):
@@ -102,7 +103,11 @@ YAML = [(page.name, block) for page in PAGES for block in blocks(page, "yaml")]
 def test_yaml_in_the_docs_is_accepted(page, block, accepts, tmp_path):
     content = yaml.safe_load(block)
     (tmp_path / "block.yaml").write_text(block)
-    if "sources" in content:
+    if "axes" in content:
+        assert accepts(["ablate", "block.yaml", "--plan"])
+    elif "claims" in content:
+        assert read_claims(tmp_path / "block.yaml")
+    elif "sources" in content:
         assert accepts(["blend", "suggest", "block.yaml"])
     else:
         assert accepts(["fit", "--config", "base", "--config", "run.yaml", "--config", "block.yaml"])

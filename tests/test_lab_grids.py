@@ -12,6 +12,7 @@ from lit_cpt.ablate_command import course_of, grids_of
 from lit_cpt.cli import main
 from lit_cpt.lab.grid import grid_of, read_grid, rehearsed, runs_of
 from lit_cpt.lab.trunk import budget, plan_legs
+from lit_cpt.settings import find_config
 
 BASE = {"model": {"pretrained": "{models}/{start}"}, "data": {"seed": 0},
         "recipe": {"token_horizon": "1M", "phases": [], "curve": {"eta_min": 0}}}
@@ -157,3 +158,31 @@ def test_all_shipped_grids_have_the_same_recipe_in_common(shipped):
              for name in shipped}
     common = set.intersection(*(runs_ for name, runs_ in usual.items() if name != "first_three"))
     assert len(common) == 1
+
+
+CURVE = '''
+from dataclasses import dataclass
+from lit_cpt.schedules import Curve
+
+@dataclass(frozen=True)
+class Stairs(Curve):
+    """Half the rate after each quarter."""
+    eta_max: float
+
+    def eta(self, progress: float) -> float:
+        return self.eta_max / 2 ** min(3, int(4 * progress))
+'''
+
+
+def test_a_curve_in_a_file_of_ones_own_stands_beside_ours(tmp_path, monkeypatch):
+    (tmp_path / "my_curves.py").write_text(CURVE)
+    monkeypatch.syspath_prepend(tmp_path)
+    grid = yaml.safe_load(find_config("ablations/schedules").read_text())
+    grid["axes"]["curve"] = {"usual": {}, "stairs": {
+        "recipe.curve": {"class_path": "my_curves.Stairs", "init_args": {"eta_max": 6e-4}},
+        "recipe.phases.1.when": {"eta_over_eta_max": 0.2}}}
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump({**grid, "control": {"curve": "usual"}}))
+    arms = {arm.treatment: arm for arm in read_grid(tmp_path / "grid.yaml").arms}
+    stairs = course_of(arms["curve=stairs"]).recipe
+    assert stairs.eta_at(0) == 6e-4
+    assert stairs.start_steps(512) == [0, 1200]  # where an eighth of the rate is reached first
