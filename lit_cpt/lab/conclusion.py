@@ -10,6 +10,7 @@ from typing import Any
 from lit_cpt.lab.arms_table import Outcome, compare_arms, outcome_of, render_arms
 from lit_cpt.lab.claims import judge, read_claims, render_claims
 from lit_cpt.lab.grid import Grid, spelled
+from lit_cpt.lab.grid_page import write_grid_page
 from lit_cpt.lab.trunk import Budget
 from lit_cpt.publishing import publish_text
 from lit_cpt.report import write_report
@@ -31,7 +32,8 @@ def conclude(grid: Grid, folder: Path, runs: Mapping[str, Path], cost: Budget) -
     results = {"budget": cost.describe(), **found.describe()}
     publish_text(folder / "results.json", json.dumps(results, indent=1))
     publish_text(folder / "results.txt", render_arms(found) + "\n")
-    return results, f"\n{render_arms(found)}\n\nreport: {write_page(folder, grid, runs)}"
+    pages = f"grid: {write_grid_page(folder, grid, runs, found)}\nreport: {write_page(folder, grid, runs)}"
+    return results, f"\n{render_arms(found)}\n\n{pages}"
 
 
 def write_page(folder: Path, grid: Grid, runs: Mapping[str, Path]) -> Path:

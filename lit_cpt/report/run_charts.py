@@ -60,7 +60,7 @@ def score_panel(runs: Mapping[str, Run], colours: Mapping[str, str], family: str
 
 def panel(draw: Callable[[Axes], None], width: float) -> Figure:
     """What ``draw`` draws, as a figure of its own."""
-    figure = Figure(figsize=(width, 0.65 * width), layout="constrained")
+    figure = Figure(figsize=(width, min(4.2, 0.65 * width)), layout="constrained")
     draw(figure.subplots())
     return figure
 
