@@ -150,7 +150,7 @@ def compare_arms(outcomes: Sequence[Outcome], controls: Mapping[str, str], contr
                       tuple(lacks(outcomes)))
 
 
-def measures_of(outcomes: Iterable[Outcome]) -> list[str]:
+def measures_of(outcomes: Sequence[Outcome]) -> list[str]:
     """Families, their average, and losses, in order of first sight."""
     scores = dict.fromkeys(family for one in outcomes if one.evaluation for family in scored_families(
         dict(one.evaluation)))

@@ -21,6 +21,7 @@ from lit_cpt.report.tradeoff_chart import SIGNED
 
 Colours = Mapping[str, str]
 PLACES = 200  # of a drawn law
+TOUCHING = 0.12  # share of an axis that a figure takes
 
 
 def draw_switch_points(axes: Axes, treatments: Treatments, lines: Sequence[Line], measure: str,
@@ -61,8 +62,23 @@ def set_switch_axis(axes: Axes, marks: Sequence[float], by_eta: bool) -> None:
     axes.set_xscale("log")
     axes.invert_xaxis()
     axes.set_xlabel("η at the switch / η max")
-    axes.set_xticks(marks, [f"{mark:.2g}" for mark in marks])
+    axes.margins(x=0.08)
+    shown = apart(marks)
+    axes.set_xticks(shown, [f"{mark:.2g}" for mark in shown])
     axes.xaxis.set_minor_locator(NullLocator())
+
+
+def apart(marks: Sequence[float]) -> list[float]:
+    """Those of ascending ``marks`` whose figures do not touch on a logarithmic axis.
+
+    >>> apart([0.1, 0.49, 0.5, 1.0])
+    [0.1, 0.49, 1.0]
+    """
+    shown = list(marks[:1])
+    for mark in marks[1:]:
+        if np.log(mark / shown[-1]) > TOUCHING * np.log(marks[-1] / marks[0]):
+            shown.append(mark)
+    return shown
 
 
 def draw_tradeoff(axes: Axes, found: Mapping[str, tuple[Interval, Interval]], colours: Colours) -> None:
@@ -137,11 +153,13 @@ def draw_trends(axes: Axes, trends: Mapping[str, Trend], source: str, colours: C
             for first, last, style in ((trend.tokens[0], trend.tokens[-1], "-"),
                                        (trend.tokens[-1], trend.further, (0, (4, 2)))):
                 draw_law(axes, trend, np.geomspace(first, last, PLACES), colour, style)
-    if beyond := [trend.tokens[-1] for trend in trends.values() if trend.laws]:
-        axes.axvspan(max(beyond), axes.get_xlim()[1], color=LIGHT["shade"], zorder=0)
-        axes.text(0.98, 0.96, "extrapolated", transform=axes.transAxes, ha="right", va="top", fontsize=8.5,
-                  color=LIGHT["muted"])
     axes.set(xscale="log", yscale="log", xlabel="tokens trained")
+    if beyond := [trend.tokens[-1] for trend in trends.values() if trend.laws]:
+        right = axes.get_xlim()[1]
+        axes.axvspan(max(beyond), right, color=LIGHT["shade"], zorder=0)
+        axes.set_xlim(right=right)
+        axes.text(0.99, 0.98, "extrapolated", transform=axes.transAxes, ha="right", va="top", fontsize=8.5,
+                  color=LIGHT["muted"])
     axes.set_title(printable(source))
     horizons = sorted({tokens for trend in trends.values() for tokens in trend.tokens})
     axes.set_xticks(horizons, [COUNTS(tokens) for tokens in horizons])

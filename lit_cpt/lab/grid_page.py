@@ -24,7 +24,7 @@ from lit_cpt.report.figures import WIDE, figure, legend, panels
 from lit_cpt.report.markup import Cell, escaped, paragraph, section, table
 from lit_cpt.report.page import document
 from lit_cpt.report.palette import run_colours
-from lit_cpt.report.run_charts import keys, panel, sheet
+from lit_cpt.report.run_charts import draw_key, keys, panel, sheet
 from lit_cpt.report.tradeoff import Balance, balances, old_blend
 from lit_cpt.units import format_count
 
@@ -65,7 +65,7 @@ class Chart:
         if len(self.panels) > 1:
             return sheet(list(self.panels.values()), handles)
         alone = panel(next(iter(self.panels.values())), WIDE)
-        alone.legend(handles=handles, loc="outside upper left", ncols=4)
+        draw_key(alone, handles)
         return alone
 
 
@@ -114,8 +114,7 @@ def table_section(found: Comparison) -> str:
 def switch_chart(treatments: Treatments, colours: Colours) -> Chart | str:
     """Measures against switch points."""
     lines = switch_lines(treatments)
-    lines = [line for line in lines if len(line) > 1]
-    measures = measures_of(trial.outcome for trials in treatments.values() for trial in trials.values())
+    measures = measures_of([trial.outcome for trials in treatments.values() for trial in trials.values()])
     if not lines or not measures:
         return ("no chart of switch points: " + ("no arm has a score or a loss" if lines else
                                                  "no two arms differ only in where the last phase begins"))

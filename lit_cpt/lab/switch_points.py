@@ -32,7 +32,7 @@ def switch_lines(treatments: Treatments) -> list[Line]:
     """The treatments that differ only in when the last phase begins, line by line.
 
     One that trains on the last blend of others from its first step on, and is else like them, is their switch at the
-    start. What waits for a metric, or whose folder has no plan, stands on no line.
+    start. What waits for a metric, has no plan in its folder, or differs from all others otherwise, is on no line.
     """
     lines: dict[str, dict[str, Line]] = {}  # by all but the phases before the last, then by those
     firsts = {name: trial for name, trial in first_trials(treatments).items() if trial.run.plan}
@@ -44,7 +44,7 @@ def switch_lines(treatments: Treatments) -> list[Line]:
     for beginnings in lines.values():
         at_once = beginnings.pop("[]", {})
         found += [{**at_once, **line} for line in beginnings.values()]
-    return [dict(sorted(line.items(), key=lambda item: item[1].progress)) for line in found]
+    return [dict(sorted(line.items(), key=lambda item: item[1].progress)) for line in found if len(line) > 1]
 
 
 def switch_of(run: Run) -> Switch | None:
