@@ -129,6 +129,9 @@ def test_the_results_are_written_with_the_cost(lab):
     losses = {name: load_run(lab / "lab/runs" / name).validation["c"][-1][1] for name in ("switch=0.2", "switch=0.5")}
     assert line["difference"] == losses["switch=0.5"] - losses["switch=0.2"]
     assert "Arms of the grid" in (lab / "lab/report.html").read_text()
+    page = (lab / "lab/grid.html").read_text()
+    assert "val/c against the switch point" in page
+    assert "no chart of forgetting against gain: no arm has losses and scores from its beginning on" in page
     assert "no evaluation at the end of switch=0.2, switch=0.5" in (lab / "lab/results.txt").read_text()
 
 

@@ -21,7 +21,7 @@ from lit_cpt.intervals import Interval, average_interval, differences
 from lit_cpt.lab.grid import Arm
 from lit_cpt.lab.significance import holm, t_interval, t_probability
 from lit_cpt.report.comparison import AVERAGE, averaged, scored_families, why_unpaired
-from lit_cpt.report.runs import load_run
+from lit_cpt.report.runs import Run, load_run
 
 LOSS = "val/"  # how the measures that are losses begin
 
@@ -122,7 +122,11 @@ class Comparison:
 
 def outcome_of(arm: Arm, folder: Path) -> Outcome:
     """What an arm's run folder tells of its end."""
-    run = load_run(folder)
+    return outcome_of_run(arm, load_run(folder))
+
+
+def outcome_of_run(arm: Arm, run: Run) -> Outcome:
+    """What an arm's run tells of its end."""
     ended = [one for one in run.scored if one["step"] == run.steps]
     return Outcome(arm.treatment, arm.pair, arm.block, ended[-1] if ended else None,
                    {source: points[-1][1] for source, points in run.validation.items()}, arm.again,
@@ -150,7 +154,7 @@ def compare_arms(outcomes: Sequence[Outcome], controls: Mapping[str, str], contr
                       tuple(lacks(outcomes)))
 
 
-def measures_of(outcomes: Iterable[Outcome]) -> list[str]:
+def measures_of(outcomes: Sequence[Outcome]) -> list[str]:
     """Families, their average, and losses, in order of first sight."""
     scores = dict.fromkeys(family for one in outcomes if one.evaluation for family in scored_families(
         dict(one.evaluation)))
@@ -238,11 +242,15 @@ def lacks(outcomes: Sequence[Outcome]) -> Iterable[str]:
 
 def render_arms(found: Comparison) -> str:
     """The table and how to read it, for a terminal."""
-    head = ["measure", "arm", "n", "mean ± s.e.", f"minus {found.control}", "over items", "over replicates", "p (Holm)",
-            "noise", "difference"]
     notes = [f"! {note}" for note in found.notes]
     rows = [cells(line, found) for line in found.lines]
-    return "\n".join([tabulate(rows, head, disable_numparse=True), "", *READING, *notes])
+    return "\n".join([tabulate(rows, head(found), disable_numparse=True), "", *READING, *notes])
+
+
+def head(found: Comparison) -> list[str]:
+    """Titles of the table's columns."""
+    return ["measure", "arm", "n", "mean ± s.e.", f"minus {found.control}", "over items", "over replicates", "p (Holm)",
+            "noise", "difference"]
 
 
 def cells(line: Line, found: Comparison) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from lit_cpt.lab.arms_table import Outcome, compare_arms, outcome_of, render_arms
 from lit_cpt.lab.claims import judge, read_claims, render_claims
 from lit_cpt.lab.grid import Grid, spelled
+from lit_cpt.lab.grid_page import write_grid_page
 from lit_cpt.lab.summary import render_summary
 from lit_cpt.lab.trunk import Budget
 from lit_cpt.publishing import publish_text
@@ -46,8 +47,8 @@ def conclude(name: str, grid: Grid, folder: Path, runs: Mapping[str, Path], cost
     results = {"budget": cost.describe(), **found.describe()}
     publish_text(folder / "results.json", json.dumps(results, indent=1))
     publish_text(folder / "results.txt", render_arms(found) + "\n")
-    page = write_page(folder, grid, runs)
-    return Conclusion(results, f"\n{render_arms(found)}\n\nreport: {page}", render_summary(name, found))
+    pages = f"grid: {write_grid_page(folder, grid, runs, found)}\nreport: {write_page(folder, grid, runs)}"
+    return Conclusion(results, f"\n{render_arms(found)}\n\n{pages}", render_summary(name, found))
 
 
 def write_page(folder: Path, grid: Grid, runs: Mapping[str, Path]) -> Path:

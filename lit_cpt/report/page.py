@@ -129,6 +129,11 @@ def page(story: Story, title: str, notes: Sequence[str]) -> str:
         section("Events", diaries(runs)),
         section("Recipe", recipes(runs)),
     ])
+    return document(title, body)
+
+
+def document(title: str, body: str) -> str:
+    """A whole HTML file around ``body``, which is HTML."""
     return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escaped(title)}</title>\n'
             f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'

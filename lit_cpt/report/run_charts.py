@@ -19,6 +19,7 @@ from lit_cpt.report.runs import BASE, Points, Run, sources_of
 
 POINTS = 80  # of a line; a longer one is drawn as mean and range of this many stretches
 ON_A_LINE = 3  # panels of a sheet
+LETTERS_PER_INCH, KEY_LETTERS = 11.5, 7  # of a key's names, and how many its line and gap take
 
 
 def losses_figure(runs: Mapping[str, Run], colours: Mapping[str, str]) -> Figure:
@@ -37,14 +38,21 @@ def sheet(panels: Sequence[Callable[[Axes], None]], handles: Sequence[Any]) -> F
     for axes in grid[len(panels):]:
         axes.set_visible(False)
     if handles:
-        figure.legend(handles=list(handles), loc="outside upper left", ncols=5)
+        draw_key(figure, handles)
     return figure
+
+
+def draw_key(figure: Figure, handles: Sequence[Any]) -> None:
+    """The key above the panels, in as many columns as there is room for."""
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    columns = int(figure.get_figwidth() * LETTERS_PER_INCH / (longest + KEY_LETTERS))
+    figure.legend(handles=list(handles), loc="outside upper left", ncols=max(1, min(5, columns)))
 
 
 def keys(names: Iterable[str], colours: Mapping[str, str], marker: str = "") -> list[Line2D]:
     """Names of runs beside their colours, for a picture that stands alone."""
     return [Line2D([], [], color=LIGHT[colours[name]], linestyle="-" if marker or name != BASE else ":", linewidth=1.8,
-                   marker=marker, label=" " + printable(name)) for name in names]
+                   marker=marker, label=" " + printable(name, 40)) for name in names]
 
 
 def loss_panel(runs: Mapping[str, Run], colours: Mapping[str, str], source: str | None, width: float) -> Figure:
@@ -60,7 +68,7 @@ def score_panel(runs: Mapping[str, Run], colours: Mapping[str, str], family: str
 
 def panel(draw: Callable[[Axes], None], width: float) -> Figure:
     """What ``draw`` draws, as a figure of its own."""
-    figure = Figure(figsize=(width, 0.65 * width), layout="constrained")
+    figure = Figure(figsize=(width, min(4.2, 0.65 * width)), layout="constrained")
     draw(figure.subplots())
     return figure
 
