@@ -109,8 +109,9 @@ def test_arms_that_differ_only_in_the_switch_are_joined_with_the_one_that_begins
 
 def test_where_the_rate_does_not_fall_switches_stand_by_progress(tmp_path):
     flat = {"class_path": "Constant", "init_args": {"eta_max": 1e-3}}
-    found = grid(axes={"switch": {f"at{share}": {"recipe.phases.1.when": {"fraction": share / 100}, "recipe.curve": flat}
-                                  for share in (25, 50)}}, replicates={}, control={"switch": "at25"})
+    switches = {f"at{share}": {"recipe.phases.1.when": {"fraction": share / 100}, "recipe.curve": flat}
+                for share in (25, 50)}
+    found = grid(axes={"switch": switches}, replicates={}, control={"switch": "at25"})
     lines = switch_lines(treatments_of(found, write_runs(tmp_path, found)))
     assert places(lines) == ({"switch=at25": 0.25, "switch=at50": 0.5}, False)
 
@@ -120,7 +121,7 @@ def test_a_switch_point_is_drawn_at_the_mean_with_its_interval_and_others_as_lev
     draw_switch_points(drawn, treatments, [line], "mmlu", COLOURS)
     [(place, mean)] = marks(drawn, COLOURS["switch=fifth"])
     assert (place, mean) == (pytest.approx(0.2, rel=0.02), pytest.approx(100 * 42 / 60))
-    reach = 4.303 * 5 / math.sqrt(3)  # replicates stand 5 points apart
+    reach = 4.30265 * 5 / math.sqrt(3)  # replicates stand 5 points apart
     bar = next(each for each in drawn.lines if each.get_color() == LIGHT[COLOURS["switch=fifth"]])
     assert list(bar.get_ydata()) == pytest.approx([mean - reach, mean + reach])
     assert drawn.xaxis_inverted()

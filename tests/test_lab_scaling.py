@@ -41,10 +41,10 @@ def test_the_slope_and_the_loss_further_on_have_t_intervals_over_replicates():
     found = trend(-0.1, -0.2)
     assert (found.further, found.remark) == (100_000, "")
     assert found.slope.value == pytest.approx(-0.15)
-    assert found.slope.high - found.slope.value == pytest.approx(12.706 * 0.05)
+    assert found.slope.high - found.slope.value == pytest.approx(12.7062 * 0.05)
     losses = [4 * 100_000**slope for slope in (-0.1, -0.2)]
     assert found.at(found.further).value == pytest.approx(sum(losses) / 2)
-    assert found.at(found.further).low == pytest.approx(sum(losses) / 2 - 12.706 * (losses[0] - losses[1]) / 2)
+    assert found.at(found.further).low == pytest.approx(sum(losses) / 2 - 12.7062 * (losses[0] - losses[1]) / 2)
 
 
 def test_what_cannot_be_told_is_refused():

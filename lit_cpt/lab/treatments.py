@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import fmean
 
 from lit_cpt.intervals import Interval
-from lit_cpt.lab.arms_table import Outcome, outcome_of_run, over_replicates
+from lit_cpt.lab.arms_table import Outcome, counted, outcome_of_run
 from lit_cpt.lab.grid import Arm, Grid
+from lit_cpt.lab.significance import t_interval
 from lit_cpt.report.runs import Run, load_run
 
 
@@ -53,7 +54,7 @@ def mean_of(values: Iterable[tuple[str, float]]) -> Interval:
     Interval(value=2.0, low=nan, high=nan)
     """
     known = list(values)
-    return over_replicates(known) or Interval(fmean(value for _, value in known), math.nan, math.nan)
+    return t_interval(counted(known)) or Interval(fmean(value for _, value in known), math.nan, math.nan)
 
 
 def values_of(trials: Mapping[str, Trial], measure: str) -> dict[str, tuple[str, float]]:
