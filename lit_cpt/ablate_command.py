@@ -50,6 +50,9 @@ def ablate_command(arguments: list[str]) -> None:
     slots = places(given["workers"], given["devices"])
     if given["output"] is None:
         raise ValueError("--output names no folder: give one for the runs, such as --output lab, or ask for --plan.")
+    if chosen == []:
+        print(f"nothing falls to task {given['task']}: the grid has work for {len(trees(legs))}")
+        return
     from lit_cpt.lab.claims import read_claims
     from lit_cpt.lab.conclusion import conclude, judge_claims
     from lit_cpt.lab.running import Bench, finished, train_arms, write_arms

@@ -7,20 +7,26 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import BinaryIO
 
 COMPLETE = "COMPLETE"  # the file that a checkpoint which is a folder gets last
 WRITING = ".{}.writing"  # how a thing is called while it is written
 
 
-def publish(path: Path, write: Callable[[BinaryIO], object]) -> None:
+def publish(path: Path, write: Callable[[BinaryIO], object], mark: str = "") -> None:
     """Let ``write`` fill a file beside ``path``, bring it to the disk, and give it its name.
+
+    Args:
+        path: Of the file.
+        write: Fills it.
+        mark: Part of the name of the file beside it; without one a killed writer's is overwritten by the next.
 
     Raises:
         OSError: What the disk said, with the file's name; torch hides it in a RuntimeError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(WRITING.format(path.name))
+    aside = path.with_name(WRITING.format(path.name + mark))
     try:
         with open(aside, "wb") as file:
             write(file)
@@ -37,8 +43,8 @@ def publish(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def publish_text(path: Path, text: str) -> None:
-    """Give ``path`` this content; see `publish`."""
-    publish(path, lambda file: file.write(text.encode()))
+    """Give ``path`` this content; see `publish`. Several processes, also of several machines, may do so at once."""
+    publish(path, lambda file: file.write(text.encode()), f".{token_hex(8)}")
 
 
 def publish_folder(aside: Path, folder: Path) -> None:

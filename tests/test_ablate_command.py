@@ -176,6 +176,7 @@ def test_the_plan_tells_the_tree_and_its_cost_and_trains_nothing(sources, tiny, 
     ({}, [], "--output names no folder"),
     ({}, ["--output", "x", "--workers", "0"], "--workers 0: at least 1 arm"),
     ({}, ["--plan", "--tokens_per_second", "0"], "--tokens_per_second 0: give a number above 0"),
+    ({}, ["--plan", "--task", "2/2"], "--task 2/2: write I/N, the I-th of N tasks, counted from 0, such as 0/4"),
     ({"base": ["base"]}, ["--plan"], "recipe.phases.1.when.eta_over_eta_max: the base.s recipe.phases is None, which"),
     ({"base": ["base"], "axes": {"a": {"data.seed": [1]}}, "control": {"a": 1}}, ["--plan"], "arm a=1: no recipe: add"),
     ({"axes": {"floor": {"recipe.curve.init_args.eta_min": [0.002, 3]}}, "control": {"floor": 3}}, ["--plan"],
@@ -243,6 +244,48 @@ def array_task(folder, number, **environment):
     return subprocess.Popen([str(ROOT / "configs/launch/slurm_array.sh"), "grid.yaml", "--output", "lab"], cwd=folder,
                             env={**os.environ, **own, **environment}, text=True, stdout=subprocess.PIPE,
                             stderr=subprocess.STDOUT)
+
+
+STAND_IN = '''#!/usr/bin/env bash
+echo "$@" > called
+exec sleep "${STAND_IN_SECONDS:-0}"
+'''
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """A folder with a `lit-cpt` that notes how it was called, and its place on the path."""
+    (tmp_path / "lit-cpt").write_text(STAND_IN)
+    (tmp_path / "lit-cpt").chmod(0o755)
+    return {"PATH": f"{tmp_path}:{ROOT / 'tests/projects/slurm'}:{os.environ['PATH']}"}
+
+
+def test_a_task_of_an_array_is_counted_from_the_arrays_first(tmp_path, stand_in):
+    task = array_task(tmp_path, 7, SLURM_ARRAY_TASK_MIN="5", SLURM_ARRAY_TASK_COUNT="4", **stand_in)
+    assert task.wait(20) == 0
+    assert (tmp_path / "called").read_text() == "ablate grid.yaml --output lab --task 2/4\n"
+
+
+@pytest.mark.parametrize(("restarts", "status"), [("2", 0), ("3", 1)])
+def test_a_task_of_an_array_comes_back_so_often_and_no_more(tmp_path, stand_in, restarts, status):
+    task = array_task(tmp_path, 1, RESTARTS="3", SLURM_RESTART_COUNT=restarts, STAND_IN_SECONDS="20", **stand_in)
+    while not (tmp_path / "called").exists():
+        assert task.poll() is None, task.communicate()[0]
+        time.sleep(0.02)
+    time.sleep(0.1)  # the script sets its trap
+    task.send_signal(signal.SIGTERM)
+    said = task.communicate(timeout=15)[0]
+    assert task.returncode == status, said
+    assert (tmp_path / "requeued").exists() == (status == 0)
+    assert ("slurm_array.sh: started again 3 times already; RESTARTS=N allows more." in said) == (status == 1)
+
+
+def test_a_task_without_a_tree_ends_at_once_and_says_so(sources, tiny, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_grid(tmp_path, sources, tiny)
+    assert main(["ablate", "grid.yaml", "--output", "lab", "--task", "1/2"]) == 0
+    assert "nothing falls to task 1/2: the grid has work for 1\n" in capsys.readouterr().out
+    assert not Path("lab").exists()
 
 
 @pytest.mark.slow

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import resource
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from threading import Barrier
 
 import pytest
 import torch
@@ -42,6 +44,20 @@ def test_what_torch_says_of_a_full_disk_is_told_with_the_name_of_the_file(tmp_pa
 def test_text_is_written_as_utf_8_into_a_folder_that_need_not_be_there(tmp_path):
     publish_text(tmp_path / "new" / "text", "ä\n")
     assert (tmp_path / "new" / "text").read_bytes() == b"\xc3\xa4\n"
+
+
+def test_several_may_write_the_same_text_at_once(tmp_path):
+    together = Barrier(2)
+
+    def write(_):
+        for number in range(50):
+            together.wait(10)
+            publish_text(tmp_path / str(number), "text" * 1000)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, range(2)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(map(str, range(50)))
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"text" * 1000}
 
 
 @pytest.mark.parametrize("replaced", [False, True])

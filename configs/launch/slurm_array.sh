@@ -4,8 +4,9 @@
 #
 #   sbatch --array 0-3 --gpus-per-node 1 slurm_array.sh grid.yaml --output /shared/lab
 #
-# More tasks than the plan tells trees (lit-cpt ablate grid.yaml --plan) are of no use. --output must lie where every
-# node sees it. Partition, account and --time go on sbatch's command line.
+# How many tasks are of use tells lit-cpt ablate grid.yaml --plan. --output must lie where every node sees it. To go on
+# with what failed, submit the same array again, whole: a part of it would be dealt the arms of all. Partition, account
+# and --time go on sbatch's command line.
 #SBATCH --job-name=lit-cpt-ablate
 #SBATCH --requeue
 #SBATCH --open-mode=append
@@ -13,11 +14,16 @@
 # ^ this script hears TERM 300 seconds before the job's time is up; a checkpoint must fit into that time.
 set -uo pipefail
 : "${SLURM_ARRAY_TASK_ID:?start this with sbatch --array 0-N}"
+RESTARTS="${RESTARTS:-20}"  # how often a task may come back
 
 saved() {  # TERM: every arm finishes its step and saves; then the same task again
   trap '' TERM
   kill -TERM "$arms"
   wait "$arms"
+  if [ "${SLURM_RESTART_COUNT:-0}" -ge "$RESTARTS" ]; then
+    echo "slurm_array.sh: started again $RESTARTS times already; RESTARTS=N allows more." >&2
+    exit 1
+  fi
   scontrol requeue "$SLURM_JOB_ID"
   exit 0
 }

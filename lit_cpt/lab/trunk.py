@@ -136,12 +136,13 @@ def dealt(legs: Legs, tasks: int) -> list[list[str]]:
 
     The largest tree first, each to the task that has least; a task may stay empty.
     """
-    weights = {root: sum(legs[arm].tokens for arm in arms) for root, arms in trees(legs).items()}
+    grown = trees(legs)
+    weights = {root: sum(legs[arm].tokens for arm in arms) for root, arms in grown.items()}
     hands: list[list[str]] = [[] for _ in range(tasks)]
     loads = [0] * tasks
     for root in sorted(weights, key=weights.__getitem__, reverse=True):
         least = loads.index(min(loads))
-        hands[least] += trees(legs)[root]
+        hands[least] += grown[root]
         loads[least] += weights[root]
     return hands
 
