@@ -109,8 +109,9 @@ def test_arms_that_differ_only_in_the_switch_are_joined_with_the_one_that_begins
 
 def test_where_the_rate_does_not_fall_switches_stand_by_progress(tmp_path):
     flat = {"class_path": "Constant", "init_args": {"eta_max": 1e-3}}
-    found = grid(axes={"switch": {f"at{share}": {"recipe.phases.1.when": {"fraction": share / 100}, "recipe.curve": flat}
-                                  for share in (25, 50)}}, replicates={}, control={"switch": "at25"})
+    switches = {f"at{share}": {"recipe.phases.1.when": {"fraction": share / 100}, "recipe.curve": flat}
+                for share in (25, 50)}
+    found = grid(axes={"switch": switches}, replicates={}, control={"switch": "at25"})
     lines = switch_lines(treatments_of(found, write_runs(tmp_path, found)))
     assert places(lines) == ({"switch=at25": 0.25, "switch=at50": 0.5}, False)
 
