@@ -135,6 +135,40 @@ def test_the_results_are_written_with_the_cost(lab):
     assert "no evaluation at the end of switch=0.2, switch=0.5" in (lab / "lab/results.txt").read_text()
 
 
+CLAIMS = {"claims": [{"claim": "Late is better", "paper": "nobody", "measure": {"a": 0.5, "b": 0.5},
+                      "comparisons": [{"better": "grid/switch=0.2", "worse": "other/switch=0.5"},
+                                      {"better": "grid/switch=0.2", "worse": "start"}]}]}
+
+
+def test_two_grids_train_what_they_have_in_common_once_and_decide_claims(lab, sources, tiny, capsys, monkeypatch):
+    monkeypatch.chdir(lab)
+    monkeypatch.setattr(running, "run_side_by_side", in_this_process)
+    grid = yaml.safe_load(Path("grid.yaml").read_text())
+    grid["axes"]["switch"]["recipe.phases.1.when.eta_over_eta_max"] = [0.5, 0.1]
+    Path("other.yaml").write_text(yaml.safe_dump({**grid, "control": {"switch": 0.5}}))
+    Path("claims.yaml").write_text(yaml.safe_dump(CLAIMS))
+    assert main(["ablate", "grid.yaml", "other.yaml", "--output", "both", "--claims", "claims.yaml"]) == 0
+    runs = sorted(str(path.parent.relative_to("both/runs")) for path in Path("both/runs").rglob("plan.json"))
+    assert runs == ["grid/switch=0.2", "grid/switch=0.5", "other/switch=0.1"]
+    said, summary = capsys.readouterr().out, Path("both/summary.md").read_text()
+    assert summary.index("| Late is better") < summary.index("**grid**") < summary.index("**other**")
+    assert summary.split("\n\n")[0] in said
+    losses = {name: load_run(Path("both/runs/grid") / name).validation for name in ("switch=0.2", "switch=0.5")}
+    gap = sum(losses["switch=0.5"][name][-1][1] - losses["switch=0.2"][name][-1][1] for name in "ab") / 2
+    since = sum(losses["switch=0.2"][name][0][1] - losses["switch=0.2"][name][-1][1] for name in "ab") / 2
+    rows = [line for line in summary.splitlines() if "switch=0.2" in line][:2]
+    assert f"| {gap:+.3f} " in rows[0]
+    assert f"| {since:+.3f} " in rows[1]
+    assert {path.name for path in Path("both/other").iterdir()} >= {"grid.html", "report.html", "results.json"}
+
+
+def test_claims_that_cannot_be_read_are_told_before_anything_is_trained(lab, capsys, monkeypatch):
+    monkeypatch.chdir(lab)
+    assert main(["ablate", "grid.yaml", "--output", "never", "--claims", "grid.yaml"]) == 2
+    assert "grid.yaml has no `claims:`" in capsys.readouterr().err
+    assert not Path("never").exists()
+
+
 def test_a_grid_that_is_trained_is_only_told_again(lab, capsys, monkeypatch):
     monkeypatch.chdir(lab)
     assert main(["ablate", "grid.yaml", "--output", "lab", "--json"]) == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from lit_cpt.ablate_command import course_of, grids_of
+from lit_cpt.ablate_command import course_of, grids_of, restricted
 from lit_cpt.cli import main
 from lit_cpt.lab.grid import grid_of, read_grid, rehearsed, runs_of
 from lit_cpt.lab.trunk import budget, plan_legs
@@ -81,6 +81,15 @@ def test_arms_that_grids_have_in_common_are_one_run():
     assert list(alone) == [arm.name for arm in grid().arms]
 
 
+def test_only_some_values_of_an_axis_may_be_asked_for():
+    grids = {"one": grid(noise={"again": {"data.seed": [7]}})}
+    part = restricted(grids, [("start", "a"), ("nowhere", "x")])["one"]
+    assert [arm.name for arm in part.arms] == ["blend=old,start=a", "blend=new,start=a", "blend=old,start=a,again=7"]
+    assert restricted(grids, [("start", "a"), ("start", "b")]) == restricted(grids, []) == grids
+    with pytest.raises(ValueError, match="--only blend=new leaves one without its control"):
+        restricted(grids, [("blend", "new")])
+
+
 def test_two_grids_of_one_name_are_refused(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
@@ -106,9 +115,10 @@ def test_a_share_that_is_none_is_refused(share):
         grids_of([], {}, share)
 
 
-def test_what_is_set_is_a_name_with_a_value(capsys):
-    assert main(["ablate", "ablations/first_three", "--set", "worlds", "--plan"]) == 2
-    assert "--set worlds: write NAME=VALUE" in capsys.readouterr().err
+@pytest.mark.parametrize("option", ["set", "only"])
+def test_what_is_set_or_asked_for_is_a_name_with_a_value(option, capsys):
+    assert main(["ablate", "ablations/first_three", f"--{option}", "worlds", "--plan"]) == 2
+    assert f"--{option} worlds: write NAME=VALUE" in capsys.readouterr().err
 
 
 # The grids that are shipped --------------------------------------------------------------------------------------
