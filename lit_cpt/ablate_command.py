@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -51,7 +52,7 @@ def ablate_command(arguments: list[str]) -> None:
     if given["output"] is None:
         raise ValueError("--output names no folder: give one for the runs, such as --output lab, or ask for --plan.")
     if chosen == []:
-        print(f"nothing falls to task {given['task']}: the grid has work for {len(trees(legs))}")
+        say(given, f"nothing falls to task {given['task']}: the grid has work for {len(trees(legs))}")
         return
     from lit_cpt.lab.claims import read_claims
     from lit_cpt.lab.conclusion import conclude, judge_claims
@@ -63,7 +64,7 @@ def ablate_command(arguments: list[str]) -> None:
     write_arms(bench, runs)
     train_arms(bench, slots, chosen)
     if left := [run for run in legs if not finished(bench, run)]:  # only with --task
-        print(f"{len(left)} of {len(legs)} arms are left to other tasks; the last of them writes the results")
+        say(given, f"{len(left)} of {len(legs)} arms are left to other tasks; the last of them writes the results")
         return
     folders = {name: {arm: bench.run(run) for arm, run in placed[name].items()} for name in grids}
     found = {name: conclude(name, grid, bench.root / name if len(grids) > 1 else bench.root, folders[name], cost)
@@ -132,6 +133,11 @@ def restricted(grids: dict[str, Grid], wanted: list[tuple[str, str]]) -> dict[st
             raise ValueError(f"--only {' '.join('='.join(one) for one in wanted)} leaves {name} without its control.")
         grids = {**grids, name: replace(grid, arms=arms)}
     return grids
+
+
+def say(given: dict[str, Any], text: str) -> None:
+    """Print a sentence in the form that was asked for."""
+    print_json({"told": text}) if given["json"] else print(text)
 
 
 def arms_of_task(legs: Legs, task: str | None) -> list[str] | None:
