@@ -324,6 +324,22 @@ def test_means_and_differences_are_over_the_replicates_and_paired_within_each():
     assert (loss.over_items, loss.shown) == (None, True)
 
 
+def test_the_interval_over_items_is_about_the_difference_wherever_some_replicates_share_their_questions():
+    """Two worlds ask the same of one family and other things of the other, with other numbers of questions."""
+    def world(number, right, wide):
+        own = {"shared": [1] * right + [0] * (20 - right), "own": [1] * wide + [0] * (30 + number - wide)}
+        made = evaluation(**own)
+        made["families"]["own"]["clusters"] = [f"{number}/{place}" for place in range(30 + number)]
+        return made
+
+    arms = [Outcome(arm, f"world={number}", f"world={number}", world(number, right, wide), {})
+            for arm, right, wide in (("old", 4, 12), ("new", 16, 14)) for number in range(3)]
+    for line in compare_arms(arms, "old").lines:
+        if line.difference is not None:
+            assert line.over_items.value == pytest.approx(line.difference), line.measure
+            assert line.over_items.low < line.difference < line.over_items.high
+
+
 def test_the_noise_floor_is_that_of_one_arm_over_seeds_within_a_base():
     found = compare_arms([outcome("old", f"{block}{seed}", WORSE, base + seed / 10, block)
                           for block, base in (("x", 1.0), ("y", 5.0)) for seed in (0, 1)], "old")

@@ -213,11 +213,14 @@ def over_items(measure: str, pairs: Sequence[tuple[Outcome, Outcome]]) -> Interv
             return None
         for family in families:
             mine, yours = one["families"][family], other["families"][family]
-            found[family, tuple(mine["clusters"])].append(differences(mine["hits"], yours["hits"]))
-    mean = {f"{family}/{place}": [100 * gap for gap in np.mean(gaps, axis=0)]
-            for place, ((family, _), gaps) in enumerate(found.items())}
+            share = 100 / len(families) / len(pairs)  # of the whole, in points
+            found[family, tuple(mine["clusters"])].append([share * gap for gap in differences(mine["hits"],
+                                                                                               yours["hits"])])
+    # The parts are added up, whatever number of replicates stands in each; the library's function takes their mean.
+    parts = {f"{family}/{place}": [len(found) * gap for gap in np.sum(gaps, axis=0)]
+             for place, ((family, _), gaps) in enumerate(found.items())}
     clusters = {f"{family}/{place}": asked for place, (family, asked) in enumerate(found)}
-    return average_interval(mean, clusters)
+    return average_interval(parts, clusters)
 
 
 def noise(measure: str, outcomes: Iterable[Outcome]) -> float | None:
