@@ -171,7 +171,7 @@ def test_a_python_without_help_texts_is_told_apart(monkeypatch):
     ("given", "message"),
     [
         ({"entities": 3}, "entities=3: accepted are 4 to 1000"),
-        ({"activities": 3}, "activities=3: accepted are 6 to 72"),
+        ({"activities": 3}, "activities=3: accepted are 6 to 144"),
         ({"activities": 7}, "activities=7: .* multiple of 3"),
         ({"web": -1}, "web=-1"),
         ({"web_noise": 1.5}, r"web_noise=1\.5"),

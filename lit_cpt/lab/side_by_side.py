@@ -109,6 +109,7 @@ def start(job: Job, slot: Environment) -> BaseProcess:
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
     context.set_forkserver_preload(IMPORTED)
     job.log.parent.mkdir(parents=True, exist_ok=True)
+    job.log.touch()  # it is looked into, perhaps before a slow start has come to writing
     environment = {"OMP_NUM_THREADS": "1", **os.environ, **slot}
     process: BaseProcess = context.Process(target=enter, args=([PROGRAM, *job.arguments()], str(job.log), environment,
                                                                os.getcwd()))
