@@ -66,12 +66,12 @@ def ablate_command(arguments: list[str]) -> None:
     if left := [run for run in legs if not finished(bench, run)]:  # only with --task
         say(given, f"{len(left)} of {len(legs)} arms are left to other tasks; the last of them writes the results")
         return
-    folders = {name: {arm: bench.run(run) for arm, run in placed[name].items()} for name in grids}
-    found = {name: conclude(name, grid, bench.root / name if len(grids) > 1 else bench.root, folders[name], cost)
+    found = {name: conclude(name, grid, bench.root / name if len(grids) > 1 else bench.root,
+                            {arm: bench.run(run) for arm, run in placed[name].items()}, cost)
              for name, grid in grids.items()}
     summaries = [one.summary for one in found.values()]
     if given["claims"]:
-        summaries.insert(0, judge_claims(given["claims"], grids, folders))
+        summaries.insert(0, judge_claims(given["claims"], found))
     publish_text(bench.root / "summary.md", "\n\n".join(summaries) + "\n")
     if given["json"]:
         told = {name: one.results for name, one in found.items()}

@@ -46,8 +46,8 @@ NOTES = [
     "One small world, one base model, one order of the data: the intervals cover the drawing of the probes, not "
     "another world or seed. What is stable over the worlds tried is that new blends beat continuing on the "
     "pretraining blend.",
-    "Not shown at this scale: that eta_max/5 is the best point to switch. In the two worlds of the "
-    "design study, at three times this length, eta_max/2 was nominally ahead.",
+    "Not shown at this scale: that eta_max/5 is the best point to switch. In five harder worlds, at this length, "
+    "eta_max/2 was 2 points ahead (docs/results.md).",
     "Forgetting is the rise of the validation loss on the pretraining sources, most of all web, which the new "
     "blends cut from 70 % to 22 % and 8 %.",
 ]

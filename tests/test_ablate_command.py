@@ -257,16 +257,16 @@ def test_ctrl_c_ends_the_arms_saved_and_the_same_command_goes_on(sources, tiny, 
 
 
 WAITER = '''
-import time
+import signal
 from pathlib import Path
 from lightning.pytorch import Callback
 
 class WaitForATerm(Callback):
-    """Gives a signal the time to come, once."""
+    """Waits, once, until a signal has been heeded."""
     def on_train_batch_start(self, trainer, *_):
         if trainer.global_step == 5 and not trainer.ckpt_path and not Path("waiting").exists():
             Path("waiting").touch()
-            time.sleep(3)
+            signal.pause()
 '''
 
 
@@ -306,7 +306,6 @@ def test_a_task_of_an_array_comes_back_so_often_and_no_more(tmp_path, stand_in, 
     while not (tmp_path / "called").exists():
         assert task.poll() is None, task.communicate()[0]
         time.sleep(0.02)
-    time.sleep(0.1)  # the script sets its trap
     task.send_signal(signal.SIGTERM)
     said = task.communicate(timeout=15)[0]
     assert task.returncode == status, said

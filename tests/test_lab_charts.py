@@ -23,6 +23,7 @@ from lit_cpt.lab.treatments import mean_of, treatments_of
 from lit_cpt.plan import plan
 from lit_cpt.recipe import Batch
 from lit_cpt.report.palette import LIGHT
+from lit_cpt.report.runs import load_run
 
 BATCH = {"sequence_length": 64, "global_batch": 8, "micro_batch": 2}
 GENERAL, QA = {"web": 0.6, "code": 0.4}, {"web": 0.2, "code": 0.2, "qa": 0.6}
@@ -78,13 +79,17 @@ def write_runs(root, found, **what):
 def write_page(root, found, **what):
     runs = write_runs(root / "runs", found, **what)
     outcomes = [outcome_of(arm, runs[arm.name]) for arm in found.arms]
-    return write_grid_page(root, found, runs, compare_arms(outcomes, found.controls, spelled(found.control)))
+    return write_grid_page(root, found, loaded(runs), compare_arms(outcomes, found.controls, spelled(found.control)))
+
+
+def loaded(folders):
+    return {arm: load_run(folder) for arm, folder in folders.items()}
 
 
 @pytest.fixture(scope="module")
 def treatments(tmp_path_factory):
     root = tmp_path_factory.mktemp("arms")
-    return treatments_of(grid(), write_runs(root, grid()))
+    return treatments_of(grid(), loaded(write_runs(root, grid())))
 
 
 def axes():
@@ -112,7 +117,7 @@ def test_where_the_rate_does_not_fall_switches_stand_by_progress(tmp_path):
     switches = {f"at{share}": {"recipe.phases.1.when": {"fraction": share / 100}, "recipe.curve": flat}
                 for share in (25, 50)}
     found = grid(axes={"switch": switches}, replicates={}, control={"switch": "at25"})
-    lines = switch_lines(treatments_of(found, write_runs(tmp_path, found)))
+    lines = switch_lines(treatments_of(found, loaded(write_runs(tmp_path, found))))
     assert places(lines) == ({"switch=at25": 0.25, "switch=at50": 0.5}, False)
 
 
@@ -209,7 +214,7 @@ def test_what_arms_lack_is_told_and_left_out(tmp_path):
 def test_treatments_of_several_horizons_have_a_trend_by_source(tmp_path):
     found = grid(axes={"horizon": {"recipe.token_horizon": [100 * 512, 200 * 512, 400 * 512]},
                        "switch": {"fifth": {}, "half": SWITCHES["half"]}})
-    chart = trend_chart(treatments_of(found, write_runs(tmp_path, found)), {})
+    chart = trend_chart(treatments_of(found, loaded(write_runs(tmp_path, found))), {})
     assert list(chart.colours) == ["switch=fifth", "switch=half"]
     assert len(chart.panels) == 2
     assert "51.2k, 102.4k, 204.8k" in chart.table

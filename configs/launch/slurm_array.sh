@@ -18,8 +18,8 @@ RESTARTS="${RESTARTS:-20}"  # how often a task may come back
 
 saved() {  # TERM: every arm finishes its step and saves; then the same task again
   trap '' TERM
-  kill -TERM "$arms"
-  wait "$arms"
+  kill -TERM "$!"
+  wait "$!"
   if [ "${SLURM_RESTART_COUNT:-0}" -ge "$RESTARTS" ]; then
     echo "slurm_array.sh: started again $RESTARTS times already; RESTARTS=N allows more." >&2
     exit 1
@@ -28,7 +28,6 @@ saved() {  # TERM: every arm finishes its step and saves; then the same task aga
   exit 0
 }
 
-lit-cpt ablate "$@" --task "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))/$SLURM_ARRAY_TASK_COUNT" &
-arms=$!
 trap saved TERM
-wait "$arms"
+lit-cpt ablate "$@" --task "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))/$SLURM_ARRAY_TASK_COUNT" &
+wait "$!"

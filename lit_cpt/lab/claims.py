@@ -14,7 +14,7 @@ import yaml
 from tabulate import tabulate
 
 from lit_cpt.intervals import Interval
-from lit_cpt.lab.arms_table import AVERAGE, Outcome, counted, line_of, probability
+from lit_cpt.lab.arms_table import AVERAGE, Outcome, between, counted, line_of, probability
 from lit_cpt.lab.significance import holm, t_interval, t_probability
 
 START = "start"  # the better arm itself, before its first step
@@ -80,9 +80,9 @@ class Finding:
     @property
     def verdict(self) -> str:
         """Whether zero lies outside every interval, and on which side; one replicate can tell nothing."""
-        known = [found for found in (self.over_items, self.over_replicates) if found is not None]
-        if self.over_replicates is None or not all(found.excludes_zero for found in known):
+        if self.over_replicates is None:
             return OPEN
+        known = [found for found in (self.over_items, self.over_replicates) if found is not None]
         if all(found.low > 0 for found in known):
             return REPRODUCED
         return CONTRARY if all(found.high < 0 for found in known) else OPEN
@@ -193,10 +193,6 @@ def render_claims(judgements: Sequence[Judgement], path: str | Path) -> str:
 
 def figures(found: Finding, digits: int) -> list[str]:
     """Arms, replicates, difference and intervals of a comparison."""
-
-    def ends(interval: Interval | None) -> str:
-        return "-" if interval is None else f"{interval.low:+.{digits}f} to {interval.high:+.{digits}f}"
-
     gap = "-" if found.difference is None else f"{found.difference:+.{digits}f}"
-    return [found.contrast.better, found.contrast.worse, str(found.count), gap, ends(found.over_items),
-            ends(found.over_replicates), probability(found.p_holm)]
+    return [found.contrast.better, found.contrast.worse, str(found.count), gap, between(found.over_items, digits),
+            between(found.over_replicates, digits), probability(found.p_holm)]

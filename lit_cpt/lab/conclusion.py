@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_cpt.lab.arms_table import Outcome, compare_arms, outcome_of, render_arms
+from lit_cpt.lab.arms_table import Outcome, compare_arms, outcome_of_run, render_arms
 from lit_cpt.lab.claims import judge, read_claims, render_claims
 from lit_cpt.lab.grid import Grid, spelled
 from lit_cpt.lab.grid_page import write_grid_page
 from lit_cpt.lab.summary import render_summary
 from lit_cpt.lab.trunk import Budget
 from lit_cpt.publishing import publish_text
-from lit_cpt.report import write_report
+from lit_cpt.report import load_run, write_report
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,13 @@ class Conclusion:
     """What a grid came to.
 
     Args:
+        outcomes: Of its arms.
         results: As plain values.
         text: For a terminal.
         summary: In Markdown.
     """
 
+    outcomes: tuple[Outcome, ...]
     results: dict[str, Any]
     text: str
     summary: str
@@ -43,12 +45,14 @@ def conclude(name: str, grid: Grid, folder: Path, runs: Mapping[str, Path], cost
         runs: Arm to its run folder.
         cost: Of all that was trained together.
     """
-    found = compare_arms([outcome_of(arm, runs[arm.name]) for arm in grid.arms], grid.controls, spelled(grid.control))
+    loaded = {arm.name: load_run(runs[arm.name]) for arm in grid.arms}
+    outcomes = tuple(outcome_of_run(arm, loaded[arm.name]) for arm in grid.arms)
+    found = compare_arms(outcomes, grid.controls, spelled(grid.control))
     results = {"budget": cost.describe(), **found.describe()}
     publish_text(folder / "results.json", json.dumps(results, indent=1))
     publish_text(folder / "results.txt", render_arms(found) + "\n")
-    pages = f"grid: {write_grid_page(folder, grid, runs, found)}\nreport: {write_page(folder, grid, runs)}"
-    return Conclusion(results, f"\n{render_arms(found)}\n\n{pages}", render_summary(name, found))
+    pages = f"grid: {write_grid_page(folder, grid, loaded, found)}\nreport: {write_page(folder, grid, runs)}"
+    return Conclusion(outcomes, results, f"\n{render_arms(found)}\n\n{pages}", render_summary(name, found))
 
 
 def write_page(folder: Path, grid: Grid, runs: Mapping[str, Path]) -> Path:
@@ -59,20 +63,19 @@ def write_page(folder: Path, grid: Grid, runs: Mapping[str, Path]) -> Path:
     return write_report(shown, folder / "report.html", f"Arms of {control.pair or 'the grid'}", control.name, notes)
 
 
-def judge_claims(path: str, grids: Mapping[str, Grid], runs: Mapping[str, Mapping[str, Path]]) -> str:
-    """What the arms of ``grids`` say of the claims of a file, in Markdown.
+def judge_claims(path: str, conclusions: Mapping[str, Conclusion]) -> str:
+    """What the arms of grids say of the claims of a file, in Markdown.
 
     Args:
         path: Of the claims.
-        grids: By name.
-        runs: Grid to arm to run folder.
+        conclusions: By the grid's name.
 
     Raises:
         ValueError: The file holds no claims.
     """
     outcomes: dict[str, dict[str, Outcome]] = {}
-    for name, grid in grids.items():
-        for arm in grid.arms:
-            if not arm.again:
-                outcomes.setdefault(f"{name}/{arm.treatment}", {})[arm.pair] = outcome_of(arm, runs[name][arm.name])
+    for name, conclusion in conclusions.items():
+        for one in conclusion.outcomes:
+            if not one.again:
+                outcomes.setdefault(f"{name}/{one.treatment}", {})[one.pair] = one
     return render_claims(judge(read_claims(path), outcomes), path)

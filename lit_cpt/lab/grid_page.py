@@ -25,6 +25,7 @@ from lit_cpt.report.markup import Cell, escaped, paragraph, section, table
 from lit_cpt.report.page import document
 from lit_cpt.report.palette import run_colours
 from lit_cpt.report.run_charts import draw_key, keys, panel, sheet
+from lit_cpt.report.runs import Run
 from lit_cpt.report.tradeoff import Balance, balances, old_blend
 from lit_cpt.units import format_count
 
@@ -69,13 +70,13 @@ class Chart:
         return alone
 
 
-def write_grid_page(folder: Path, grid: Grid, runs: Mapping[str, Path], found: Comparison) -> Path:
+def write_grid_page(folder: Path, grid: Grid, runs: Mapping[str, Run], found: Comparison) -> Path:
     """Write ``folder/grid.html``, and each of its charts as PNG beside it.
 
     Args:
         folder: For the files.
         grid: Whose arms have been trained.
-        runs: Arm to its run folder.
+        runs: Arm to its run.
         found: The comparison of the arms.
 
     Returns:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 
 from lit_cpt.intervals import Interval
 from lit_cpt.lab.arms_table import Outcome, counted, outcome_of_run
 from lit_cpt.lab.grid import Arm, Grid
 from lit_cpt.lab.significance import t_interval
-from lit_cpt.report.runs import Run, load_run
+from lit_cpt.report.runs import Run
 
 
 @dataclass(frozen=True)
@@ -27,17 +26,17 @@ class Trial:
 Treatments = dict[str, dict[str, Trial]]  # treatment to replicate to trial
 
 
-def treatments_of(grid: Grid, runs: Mapping[str, Path]) -> Treatments:
+def treatments_of(grid: Grid, runs: Mapping[str, Run]) -> Treatments:
     """The grid's arms but for the repetitions that only tell its noise.
 
     Args:
         grid: Whose arms have been trained.
-        runs: Arm to its run folder.
+        runs: Arm to its run.
     """
     found: Treatments = {}
     for arm in grid.arms:
         if not arm.again:
-            run = load_run(runs[arm.name])
+            run = runs[arm.name]
             found.setdefault(arm.treatment, {})[arm.pair] = Trial(arm, run, outcome_of_run(arm, run))
     return found
 
