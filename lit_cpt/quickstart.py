@@ -22,6 +22,7 @@ from lit_cpt.lab.arms_table import LOSS, Line, compare_arms, outcome_of
 from lit_cpt.lab.grid import Arm, Grid, grid_of, spelled
 from lit_cpt.lab.running import Bench, train_arms, write_arms
 from lit_cpt.lab.trunk import plan_legs
+from lit_cpt.settings import find_config, read_config
 from lit_cpt.units import format_seconds
 from lit_cpt.worlds import (
     ENDED,
@@ -38,8 +39,6 @@ from lit_cpt.worlds import (
     run_config,
 )
 
-GENERAL = {"web": 0.22, "books": 0.34, "code": 0.12, "multi": 0.32}
-QA = {"web": 0.08, "books": 0.32, "code": 0.10, "multi": 0.22, "qa": 0.28}
 RUNS = ("base", "baseline", "general", "recipe")
 LEADS = ("general", "recipe")  # what is compared with the baseline
 NOTES = [
@@ -132,15 +131,20 @@ def continuations(root: Path, pretrained: dict[str, float], steps: int, seed: in
 
     The recipe goes on from the general run, with which it is one up to there.
     """
-    general = {"name": "general", "blend": {"weights": GENERAL}}
-    ways = {"baseline": [{"name": "pretraining", "blend": {"weights": pretrained}}], "general": [general],
-            "recipe": [general, {"name": "qa", "blend": {"weights": QA}, "when": {"eta_over_eta_max": 0.2}}]}
+    ways = {"baseline": [{"name": "pretraining", "blend": {"weights": pretrained}}],
+            "general": ready_phases("arms/general"), "recipe": ready_phases("microworld")}
     recipe = {"token_horizon": steps * SEQUENCES * LENGTH, "phases": [],
               "curve": {"class_path": "Cosine", "init_args": {"eta_max": ENDED}}}
     model = {"pretrained": str(root / "model"), "optimizer_state": str(checkpoint(root / "runs" / "base"))}
     return grid_of({"base": ["base", "hardware/cpu", run_config(root, recipe, model, seed)],
                     "axes": {"way": {name: {"recipe.phases": phases} for name, phases in ways.items()}},
                     "control": {"way": "baseline"}})
+
+
+def ready_phases(name: str) -> list[dict[str, Any]]:
+    """The phases that the ready grids share, or one of their arms'."""
+    phases: list[dict[str, Any]] = read_config(find_config(f"ablations/{name}"))["recipe"]["phases"]
+    return phases
 
 
 def train_grid(root: Path, grid: Grid) -> None:

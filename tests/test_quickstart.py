@@ -16,7 +16,7 @@ from lit_cpt.evaluations import evaluations_in
 from lit_cpt.events import append_event, read_events
 from lit_cpt.lab.trunk import plan_legs
 from lit_cpt.microworld import FAMILIES, World
-from lit_cpt.quickstart import GENERAL, QA, RUNS, SHORT, Lengths, quickstart
+from lit_cpt.quickstart import RUNS, SHORT, Lengths, quickstart
 from lit_cpt.worlds import ENDED, LENGTH, PEAK, PRETRAINING, SEQUENCES
 
 
@@ -44,15 +44,24 @@ def configs(root, steps, seed):
 # Pure parts ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("blend", [PRETRAINING, GENERAL, QA, quick.pretraining_blend(True),
-                                   quick.pretraining_blend(False)],
-                         ids=["pretraining", "general", "qa", "real", "not-real"])
+def blends(name):
+    return {phase["name"]: phase["blend"]["weights"] for phase in quick.ready_phases(name)}
+
+
+@pytest.mark.parametrize("blend", [*blends("microworld").values(), quick.pretraining_blend(True),
+                                   quick.pretraining_blend(False)], ids=["general", "qa", "real", "not-real"])
 def test_a_blend_sums_to_one(blend):
     assert math.fsum(blend.values()) == pytest.approx(1, abs=1e-12)
 
 
 def test_only_the_qa_blend_asks_questions():
-    assert [set(blend) - set(PRETRAINING) for blend in (GENERAL, QA)] == [set(), {"qa"}]
+    assert {name: set(blend) - set(PRETRAINING) for name, blend in blends("microworld").items()} == {
+        "general": set(), "qa": {"qa"}}
+
+
+def test_the_three_ways_are_the_arms_of_the_ready_grids():
+    assert blends("arms/baseline") == {"pretraining": PRETRAINING}
+    assert blends("arms/general") == {"general": blends("microworld")["general"]}
 
 
 def test_pretraining_warms_up_and_ends_where_the_continuation_begins(root, capsys):
