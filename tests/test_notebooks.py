@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import runpy
@@ -71,6 +72,22 @@ def test_stains_are_seen():
     assert stains({"cells": [cell]}) == [(1, "stderr"), (1, "error"), (1, "/home/me/x.py"), (1, "widget"), (1, 3)]
 
 
+def missing_names(code):
+    """What code asks of lit_cpt's modules and they do not have."""
+    tree, modules, missing = ast.parse(code), {}, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("lit_cpt"):
+            for alias in node.names:
+                try:
+                    modules[alias.asname or alias.name] = importlib.import_module(f"{node.module}.{alias.name}")
+                except ModuleNotFoundError:
+                    if not hasattr(importlib.import_module(node.module), alias.name):
+                        missing.append(f"{node.module}.{alias.name}")
+    asked = ((modules.get(node.value.id), node.attr) for node in ast.walk(tree)
+             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name))
+    return missing + [f"{module.__name__}.{name}" for module, name in asked if module and not hasattr(module, name)]
+
+
 @each
 def test_what_is_committed_has_been_run_and_is_clean(name):
     notebook = committed(name)
@@ -89,6 +106,18 @@ def test_notebooks_import_and_never_define(name):
         nodes = [type(node).__name__ for node in ast.walk(ast.parse(code))]
         assert not {"FunctionDef", "AsyncFunctionDef", "ClassDef", "Lambda"} & set(nodes), code
         assert len([line for line in code.splitlines() if line and not line.startswith(("import ", "from "))]) <= 12
+
+
+@each
+def test_what_a_notebook_takes_from_the_package_is_there(name):
+    code = "\n".join(line for cell in cells_of(committed(name)) for line in text_of(cell).splitlines()
+                     if not line.startswith(("%", "!")))
+    assert missing_names(code) == []
+
+
+def test_a_name_that_the_package_lacks_is_seen():
+    code = "from lit_cpt import plan_of_all\nfrom lit_cpt import quickstart as quick\nquick.build_world; quick.gone(1)"
+    assert missing_names(code) == ["lit_cpt.plan_of_all", "lit_cpt.quickstart.gone"]
 
 
 @pytest.mark.slow
