@@ -64,6 +64,7 @@ def build_worlds(output: str, seeds: Sequence[int], models: Sequence[str], worke
 
     Raises:
         ArmFailed: A pretraining failed; its log is named.
+        FileExistsError: A model was begun with another share.
     """
     places = [(Path(output) / str(seed), seed, name) for seed in seeds for name in models]
     for root, seed in {root: seed for root, seed, _ in places}.items():
@@ -158,12 +159,18 @@ def suite_settings(root: Path) -> dict[str, Any]:
 
 
 def fit_arguments(root: Path, name: str, config: dict[str, Any]) -> list[str]:
-    """The `lit-cpt` arguments that train or resume a run; empty if it is finished."""
-    run = root / "runs" / name
+    """The `lit-cpt` arguments that train or resume a run; empty if it is finished.
+
+    Raises:
+        FileExistsError: The folder holds a run of this name by another recipe.
+    """
+    run, path = root / "runs" / name, root / "configs" / f"{name}.yaml"
+    if path.exists() and yaml.safe_load(path.read_text(encoding="utf-8"))["recipe"] != config["recipe"]:
+        raise FileExistsError(f"{run} was begun by another recipe, which is in {path} (after another --rehearse, "
+                              "perhaps): name another folder, or delete that run, its config and what is in models.")
     if any(event["event"] == "finish" for event in read_events(run)):
         print(f"{run} is finished already")
         return []
-    path = root / "configs" / f"{name}.yaml"
     publish_text(path, yaml.safe_dump(config, sort_keys=False))
     arguments = ["fit", "--config", "base", "--config", "hardware/cpu", "--config", str(path), "--run", str(run)]
     resume = ["--ckpt_path", "last"] if any((run / "checkpoints").glob("*.ckpt")) else []

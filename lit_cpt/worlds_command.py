@@ -15,6 +15,7 @@ def worlds_command(arguments: list[str]) -> None:
     Raises:
         ValueError: A model that is not known, or a number out of range.
         ArmFailed: A pretraining failed; the others have been made.
+        FileExistsError: A model was begun with another share of the steps.
     """
     parser = command_parser("worlds", ABOUT, "worlds --output worlds --seeds 0 1 2 --models full early --workers 2")
     parser.add_argument("--output", type=str, default="worlds", metavar="DIR", help="World N goes to DIR/N.")

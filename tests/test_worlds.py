@@ -95,6 +95,15 @@ def test_a_run_is_started_resumed_or_left_as_it_stands(root, tmp_path, capsys):
     assert "is finished already" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_rehearsed_model_is_never_taken_for_the_whole_one(root, tmp_path, finished):
+    fit_arguments(tmp_path, "full", pretraining_config(root, PRETRAINING, 11, 3))
+    if finished:
+        append_event(tmp_path / "runs" / "full", "finish", step=11)
+    with pytest.raises(FileExistsError, match="full was begun by another recipe.*name another folder"):
+        fit_arguments(tmp_path, "full", pretraining_config(root, PRETRAINING, 3600, 3))
+
+
 @pytest.mark.slow
 def test_worlds_are_built_once_and_models_are_pretrained_in_them_and_saved(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
@@ -111,3 +120,5 @@ def test_worlds_are_built_once_and_models_are_pretrained_in_them_and_saved(tmp_p
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
     assert main(command) == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert main([*command[:-1], "0.004"]) == 2
+    assert "was begun by another recipe" in capfd.readouterr().err
