@@ -105,7 +105,7 @@ def test_a_rehearsed_model_is_never_taken_for_the_whole_one(root, tmp_path, fini
 
 
 @pytest.mark.slow
-def test_worlds_are_built_once_and_models_are_pretrained_in_them_and_saved(tmp_path, monkeypatch, capfd):
+def test_worlds_and_the_models_in_them_are_made_once_and_by_the_same_seed_the_same(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(worlds, "LABORATORY", SMALL)
     command = ["worlds", "--seeds", "7", "--models", "full", "moe", "--workers", "2", "--rehearse", "0.003"]
@@ -122,3 +122,6 @@ def test_worlds_are_built_once_and_models_are_pretrained_in_them_and_saved(tmp_p
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
     assert main([*command[:-1], "0.004"]) == 2
     assert "was begun by another recipe" in capfd.readouterr().err
+    assert main([*command[:4], "full", *command[6:], "--output", "again"]) == 0
+    for made in ("models/full/model.safetensors", "data/web/chunk-0-0.bin", "text/qa.jsonl", "questions/math.jsonl"):
+        assert (tmp_path / "again/7" / made).read_bytes() == (tmp_path / "worlds/7" / made).read_bytes()
