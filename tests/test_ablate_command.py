@@ -235,7 +235,8 @@ def test_an_arm_trains_on_each_device_or_so_many_at_once():
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_arms_saved_and_the_same_command_goes_on(sources, tiny, tmp_path, capfd, monkeypatch):
+def test_ctrl_c_ends_the_arms_saved_and_the_same_command_goes_on(sources, tiny, tmp_path, capfd, monkeypatch,
+                                                                 interruptible):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "stopping.py").write_text(STOPPER)

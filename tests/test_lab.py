@@ -257,14 +257,6 @@ SAVES = ("import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys
          "print('up', flush=True); time.sleep(60)")
 
 
-@pytest.fixture
-def interruptible():
-    """Ctrl-C is heeded, even where these tests were started in the background by a shell that has it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT"])
 def test_a_signal_ends_every_job_once_it_has_saved(scripts, tmp_path, interruptible, how):
     def raised():
