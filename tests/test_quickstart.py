@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,10 @@ from lit_cpt.evaluations import evaluations_in
 from lit_cpt.events import append_event, read_events
 from lit_cpt.lab.trunk import plan_legs
 from lit_cpt.microworld import FAMILIES, World
-from lit_cpt.quickstart import RUNS, SHORT, Lengths, quickstart
+from lit_cpt.quickstart import RUNS, SHORT, Lengths
 from lit_cpt.worlds import ENDED, LENGTH, PEAK, PRETRAINING, SEQUENCES
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -137,11 +141,18 @@ def contents(root):
     return {path: path.stat().st_mtime_ns for path in paths}
 
 
+def said_by_make(root: Path) -> str:
+    """What README's command says, in its short form and in the environment of these tests."""
+    ran = subprocess.run(["make", "--old-file", ".venv/ready", "quickstart", f"BIN={Path(sys.executable).parent}",
+                          f"ARGS=--short --out {root}"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout
+
+
 @pytest.mark.slow
-def test_the_short_form_trains_four_models_compares_them_and_does_it_only_once(tmp_path, capfd):
+def test_the_short_form_trains_four_models_compares_them_and_does_it_only_once(tmp_path):
     root = tmp_path / "quick"
-    quickstart(str(root), short=True)
-    said = capfd.readouterr().out
+    said = said_by_make(root)
     shown = table(said)
     for family in FAMILIES:
         assert family in shown
@@ -168,8 +179,7 @@ def test_the_short_form_trains_four_models_compares_them_and_does_it_only_once(t
 
     before = contents(root)
     assert before
-    quickstart(str(root), short=True)
-    again = capfd.readouterr().out
+    again = said_by_make(root)
     assert again.count("is finished already") == 1
     assert table(again) == shown
     assert contents(root) == before
