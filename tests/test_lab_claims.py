@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import yaml
 from lit_cpt.intervals import Interval
 from lit_cpt.lab.arms_table import Outcome
 from lit_cpt.lab.claims import Claim, Contrast, Finding, Judgement, judge, read_claims, render_claims
+from lit_cpt.lab.conclusion import Conclusion, judge_claims
 from lit_cpt.lab.grid import read_grid
 
 ROOT = Path(__file__).parents[1]
@@ -116,6 +118,15 @@ def test_the_table_has_a_row_for_each_comparison_and_the_hash_of_the_file(tmp_pa
     assert ["reproduced" in rows[0], "not run" in rows[1]] == [True, True]
     assert "+50.0" in rows[0]
     assert told.endswith(f"before.md, sha256 {hashlib.sha256(b'as it was').hexdigest()}.")
+
+
+def test_the_claims_stand_with_the_noise_floor_of_every_grid_that_has_one(tmp_path):
+    (tmp_path / "claims.yaml").write_text(yaml.safe_dump({"claims": [
+        {"claim": "x", "paper": "y", "comparisons": [{"better": "g/arm", "worse": "h/arm"}]}]}))
+    repeated = (outcome("world=0", 20), replace(outcome("world=0", 24), again="seed=1"))
+    told = judge_claims(str(tmp_path / "claims.yaml"), {"g": Conclusion(repeated, {}, "", ""),
+                                                       "h": Conclusion((outcome("world=0", 9),), {}, "", "")})
+    assert told.endswith("of the average, in points: g 7.07, h -.")  # 50 and 60 %
 
 
 # The pre-registration that is shipped ----------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_cpt.lab.arms_table import Outcome, compare_arms, outcome_of_run, render_arms
+from lit_cpt.lab.arms_table import AVERAGE, Outcome, compare_arms, noise, outcome_of_run, render_arms
 from lit_cpt.lab.claims import judge, read_claims, render_claims
 from lit_cpt.lab.grid import Grid, spelled
 from lit_cpt.lab.grid_page import write_grid_page
@@ -64,7 +64,7 @@ def write_page(folder: Path, grid: Grid, runs: Mapping[str, Path]) -> Path:
 
 
 def judge_claims(path: str, conclusions: Mapping[str, Conclusion]) -> str:
-    """What the arms of grids say of the claims of a file, in Markdown.
+    """What the arms of grids say of the claims of a file, in Markdown, with the noise of each grid.
 
     Args:
         path: Of the claims.
@@ -78,4 +78,7 @@ def judge_claims(path: str, conclusions: Mapping[str, Conclusion]) -> str:
         for one in conclusion.outcomes:
             if not one.again:
                 outcomes.setdefault(f"{name}/{one.treatment}", {})[one.pair] = one
-    return render_claims(judge(read_claims(path), outcomes), path)
+    floors = {name: noise(AVERAGE, one.outcomes) for name, one in conclusions.items()}
+    told = ", ".join(f"{name} {'-' if floor is None else f'{floor:.2f}'}" for name, floor in floors.items())
+    return (f"{render_claims(judge(read_claims(path), outcomes), path)}\n\n"
+            f"Noise floor (s.d. of one arm over seeds) of the average, in points: {told}.")
