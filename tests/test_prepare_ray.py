@@ -282,13 +282,16 @@ def held_back(folder):
 
 
 @pytest.mark.slow
-def test_ctrl_c_ends_the_task_and_a_second_run_continues(cluster, world, tmp_path, command):
+def test_ctrl_c_ends_the_task_and_a_second_run_continues(cluster, world, tmp_path, command, interruptible):
     command += ["--engine", "ray", "--address", cluster, "--shards", "1"]
     with held_back(tmp_path / "out") as waits:
         with subprocess.Popen([sys.executable, "-m", "lit_cpt", *command], stderr=subprocess.PIPE, text=True) as ran:
             began = within(120, waits)
             ran.send_signal(signal.SIGINT)
-            told = ran.communicate()[1]
+            try:
+                told = ran.communicate(timeout=120)[1]
+            finally:
+                ran.kill()
         assert began
         assert ran.returncode == 1, told
         assert f"stopped; finished parts are kept in {tmp_path / 'out'}. Run the same command again to cont" in told
