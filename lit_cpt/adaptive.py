@@ -77,8 +77,8 @@ class ExcessLoss(BlendRule):
     """Exponentiated gradient on excess losses, as DoReMi weights domains (Xie et al., arXiv 2305.10429).
 
     A source's weight grows by ``exp(step_size x excess)``, the excess being its training loss less its reference, at
-    least 0; then ``smoothing`` of the phase's blend (DoReMi: of the uniform one) is mixed in. There is no proxy model:
-    the weights of the run itself move.
+    least 0 (DoReMi: each token's, before their mean); then ``smoothing`` of the phase's blend (DoReMi: of the uniform
+    one) is mixed in. There is no proxy model: the weights of the run itself move.
 
     Args:
         reference: Loss of each source that counts as learnt, nats per token, of a model that was trained well on it.
