@@ -165,9 +165,9 @@ def fit_arguments(root: Path, name: str, config: dict[str, Any]) -> list[str]:
         FileExistsError: The folder holds a run of this name by another recipe.
     """
     run, path = root / "runs" / name, root / "configs" / f"{name}.yaml"
-    if path.exists() and yaml.safe_load(path.read_text(encoding="utf-8"))["recipe"] != config["recipe"]:
+    if run.exists() and yaml.safe_load(path.read_text(encoding="utf-8"))["recipe"] != config["recipe"]:
         raise FileExistsError(f"{run} was begun by another recipe, which is in {path} (after another --rehearse, "
-                              "perhaps): name another folder, or delete that run, its config and what is in models.")
+                              "perhaps): name another folder, or delete that run and the model of its name.")
     if any(event["event"] == "finish" for event in read_events(run)):
         print(f"{run} is finished already")
         return []

@@ -95,13 +95,19 @@ def test_a_run_is_started_resumed_or_left_as_it_stands(root, tmp_path, capsys):
     assert "is finished already" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("finished", [False, True])
-def test_a_rehearsed_model_is_never_taken_for_the_whole_one(root, tmp_path, finished):
+@pytest.mark.parametrize("last", ["start", "finish"])
+def test_a_rehearsed_model_is_never_taken_for_the_whole_one(root, tmp_path, last):
     fit_arguments(tmp_path, "full", pretraining_config(root, PRETRAINING, 11, 3))
-    if finished:
-        append_event(tmp_path / "runs" / "full", "finish", step=11)
+    append_event(tmp_path / "runs" / "full", last, step=11)
     with pytest.raises(FileExistsError, match="full was begun by another recipe.*name another folder"):
         fit_arguments(tmp_path, "full", pretraining_config(root, PRETRAINING, 3600, 3))
+
+
+def test_a_run_that_was_never_begun_may_take_another_recipe(root, tmp_path):
+    for steps in (11, 3600):
+        config = pretraining_config(root, PRETRAINING, steps, 3)
+        assert fit_arguments(tmp_path, "full", config)
+        assert yaml.safe_load((tmp_path / "configs" / "full.yaml").read_text()) == config
 
 
 @pytest.mark.slow
